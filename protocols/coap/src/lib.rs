@@ -1,0 +1,1 @@
+//! CoAP as a pure engine.

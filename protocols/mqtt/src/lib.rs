@@ -1,0 +1,1 @@
+//! MQTT as pure engines.

@@ -1,0 +1,1 @@
+//! Peers, faults and the gateway under test.
