@@ -1,0 +1,214 @@
+//! SenML in CBOR (RFC 8428 §6): the same records, field names as small integers.
+
+use minicbor::data::Type;
+use minicbor::{Decoder, Encoder};
+
+use crate::MAX_RECORDS;
+use crate::record::{Extension, OwnedValue, ParseError, Raw, Record, Resolved, Resolver, Value};
+
+/// Writes a pack as one CBOR array of maps.
+pub fn write(records: &[Record<'_>], out: &mut Vec<u8>) {
+    // Writing into a `Vec` cannot fail.
+    let _ = encode(records, out);
+}
+
+/// Reads and resolves a pack.
+///
+/// # Errors
+/// [`ParseError`], as for JSON.
+pub fn parse(bytes: &[u8]) -> Result<Vec<Resolved>, ParseError> {
+    let mut decoder = Decoder::new(bytes);
+    let mut resolver = Resolver::default();
+    let length = decoder.array()?;
+    let mut read = 0;
+    while length.map_or_else(|| !at_break(&mut decoder), |length| read < length) {
+        if read as usize == MAX_RECORDS {
+            return Err(ParseError::TooMany);
+        }
+        resolver.push(record(&mut decoder)?)?;
+        read += 1;
+    }
+    if length.is_none() {
+        decoder.skip()?;
+    }
+    if decoder.position() != bytes.len() {
+        return Err(ParseError::Malformed("bytes behind the pack".into()));
+    }
+    Ok(resolver.finish())
+}
+
+impl From<minicbor::decode::Error> for ParseError {
+    fn from(error: minicbor::decode::Error) -> Self {
+        Self::Malformed(error.to_string())
+    }
+}
+
+fn encode(
+    records: &[Record<'_>],
+    out: &mut Vec<u8>,
+) -> Result<(), minicbor::encode::Error<<Vec<u8> as minicbor::encode::Write>::Error>> {
+    let mut e = Encoder::new(out);
+    e.array(records.len() as u64)?;
+    for record in records {
+        // As in JSON, a number that is not finite is left out (RFC 8428 §4.3).
+        let value =
+            record.value.filter(|value| !matches!(value, Value::Number(number) if !number.is_finite()));
+        let fields = record.base_name.is_some() as u64
+            + record.base_time.is_some() as u64
+            + record.name.is_some() as u64
+            + record.unit.is_some() as u64
+            + value.is_some() as u64
+            + record.time.is_some() as u64
+            + record.extensions.len() as u64;
+        e.map(fields)?;
+        if let Some(name) = record.base_name {
+            e.i8(BASE_NAME)?.str(name)?;
+        }
+        if let Some(time) = record.base_time {
+            e.i8(BASE_TIME)?.f64(time)?;
+        }
+        if let Some(name) = record.name {
+            e.i8(NAME)?.str(name)?;
+        }
+        if let Some(unit) = record.unit {
+            e.i8(UNIT)?.str(unit)?;
+        }
+        match value {
+            Some(Value::Number(number)) if f64::from(number as f32) == number => {
+                e.i8(VALUE)?.f32(number as f32)?
+            }
+            Some(Value::Number(number)) => e.i8(VALUE)?.f64(number)?,
+            Some(Value::Integer(number)) => e.i8(VALUE)?.i64(number)?,
+            Some(Value::Text(text)) => e.i8(TEXT)?.str(text)?,
+            Some(Value::Boolean(truth)) => e.i8(BOOLEAN)?.bool(truth)?,
+            None => &mut e,
+        };
+        if let Some(time) = record.time {
+            e.i8(TIME)?.f64(time)?;
+        }
+        for (name, value) in record.extensions {
+            e.str(name)?;
+            match value {
+                Extension::Integer(number) => e.i64(*number)?,
+                Extension::Text(text) => e.str(text)?,
+            };
+        }
+    }
+    Ok(())
+}
+
+fn record(decoder: &mut Decoder<'_>) -> Result<Raw, ParseError> {
+    let mut raw = Raw::default();
+    let length = decoder.map()?;
+    let mut read = 0;
+    while length.map_or_else(|| !at_break(decoder), |length| read < length) {
+        read += 1;
+        if decoder.datatype()? == Type::String {
+            if decoder.str()?.ends_with('_') {
+                return Err(ParseError::Malformed("a field that must be understood is not".into()));
+            }
+            decoder.skip()?;
+            continue;
+        }
+        match decoder.i64()? as i8 {
+            VERSION => raw.version = Some(decoder.i64()?),
+            BASE_NAME => raw.base_name = Some(decoder.str()?.to_owned()),
+            BASE_TIME => raw.base_time = Some(number(decoder)?),
+            BASE_UNIT => raw.base_unit = Some(decoder.str()?.to_owned()),
+            BASE_VALUE => raw.base_value = Some(number(decoder)?),
+            NAME => raw.name = Some(decoder.str()?.to_owned()),
+            UNIT => raw.unit = Some(decoder.str()?.to_owned()),
+            VALUE => raw.value = Some(OwnedValue::Number(number(decoder)?)),
+            TEXT => raw.value = Some(OwnedValue::Text(decoder.str()?.to_owned())),
+            BOOLEAN => raw.value = Some(OwnedValue::Boolean(decoder.bool()?)),
+            SUM | BASE_SUM => {
+                number(decoder)?;
+                raw.has_sum = true;
+            }
+            TIME => raw.time = Some(number(decoder)?),
+            _ => decoder.skip()?,
+        }
+    }
+    if length.is_none() {
+        decoder.skip()?;
+    }
+    Ok(raw)
+}
+
+/// Any of CBOR's numbers as `f64` (RFC 8428 §6 allows integers, halves, singles and doubles).
+fn number(decoder: &mut Decoder<'_>) -> Result<f64, ParseError> {
+    let number = match decoder.datatype()? {
+        Type::F16 | Type::F32 | Type::F64 => decoder.f64()?,
+        _ => decoder.i64()? as f64,
+    };
+    if number.is_finite() {
+        Ok(number)
+    } else {
+        Err(ParseError::Malformed("a number that is not finite".into()))
+    }
+}
+
+fn at_break(decoder: &mut Decoder<'_>) -> bool {
+    matches!(decoder.datatype(), Ok(Type::Break) | Err(_))
+}
+
+const VERSION: i8 = -1;
+const BASE_NAME: i8 = -2;
+const BASE_TIME: i8 = -3;
+const BASE_UNIT: i8 = -4;
+const BASE_VALUE: i8 = -5;
+const BASE_SUM: i8 = -6;
+const NAME: i8 = 0;
+const UNIT: i8 = 1;
+const VALUE: i8 = 2;
+const TEXT: i8 = 3;
+const BOOLEAN: i8 = 4;
+const SUM: i8 = 5;
+const TIME: i8 = 6;
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn the_example_of_section_6_reads() {
+        // RFC 8428 §6, figure 2: the first record of the pack, as an array of one.
+        let bytes = [
+            &[0x81, 0xa7, 0x21, 0x78, 0x1b][..],
+            b"urn:dev:ow:10e2073a0108006:",
+            &[
+                0x22, 0xfb, 0x41, 0xd3, 0x03, 0xa1, 0x5b, 0x00, 0x10, 0x62, 0x23, 0x61, 0x41, 0x20, 0x05,
+                0x00, 0x67,
+            ],
+            b"voltage",
+            &[0x01, 0x61, 0x56, 0x02, 0xfb, 0x40, 0x5e, 0x06, 0x66, 0x66, 0x66, 0x66, 0x66],
+        ]
+        .concat();
+        let records = parse(&bytes).unwrap();
+        assert_eq!(records[0].name, "urn:dev:ow:10e2073a0108006:voltage");
+        assert_eq!(records[0].value, Some(OwnedValue::Number(120.1)));
+        assert!((records[0].time - 1.276_020_076_001e9).abs() < 1e-3);
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_written_reads_back(name in "[a-z][a-z0-9/_-]{0,20}", number in any::<f64>().prop_filter("finite", |n| n.is_finite()), truth: bool) {
+            let mut out = Vec::new();
+            write(&[
+                Record { base_name: Some("x/"), name: Some(&name), value: Some(Value::Number(number)), time: Some(1.5e9), extensions: &[("seq", Extension::Integer(-3))], ..Record::default() },
+                Record { name: Some("b"), value: Some(Value::Boolean(truth)), ..Record::default() },
+            ], &mut out);
+            let records = parse(&out).unwrap();
+            prop_assert_eq!(&records[0].name, &format!("x/{name}"));
+            prop_assert_eq!(&records[0].value, &Some(OwnedValue::Number(number)));
+            prop_assert_eq!(&records[1].value, &Some(OwnedValue::Boolean(truth)));
+        }
+
+        #[test]
+        fn noise_never_panics(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+            let _ = parse(&bytes);
+        }
+    }
+}
