@@ -1,0 +1,229 @@
+//! The gateway under test: the release binary, as a process, on ports and directories of its own.
+
+use std::net::SocketAddr;
+use std::os::unix::net::UnixDatagram;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitStatus, Output};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+use crate::{Port, Process, Scratch, wait_until, workspace};
+
+/// The binary: `$TIDEGATE_BIN`, else `tidegate` of the release profile.
+///
+/// # Panics
+/// When there is none.
+pub fn binary() -> PathBuf {
+    let target =
+        std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| workspace().join("target"), PathBuf::from);
+    let path =
+        std::env::var_os("TIDEGATE_BIN").map_or_else(|| target.join("release/tidegate"), PathBuf::from);
+    assert!(path.is_file(), "no binary at {}; `tests/run build` makes it", path.display());
+    path
+}
+
+/// A gateway whose state outlives the process: kill it, start it again, ask it from outside.
+#[derive(Debug)]
+pub struct Tidegate {
+    mqtt: Port,
+    http: Port,
+    coap: Port,
+    config: PathBuf,
+    // Declared before the directory it lives in, so that it ends before the directory goes.
+    process: Option<Process>,
+    start_time: Duration,
+    scratch: Scratch,
+}
+
+/// Puts the configuration of a [`Tidegate`] together.
+#[derive(Debug, Clone)]
+pub struct TidegateBuilder {
+    name: String,
+    mqtt: String,
+    tail: String,
+}
+
+impl TidegateBuilder {
+    /// The gateway's name; `barn` otherwise.
+    #[must_use]
+    pub fn name(mut self, name: &str) -> Self {
+        name.clone_into(&mut self.name);
+        self
+    }
+
+    /// Further lines of the `[mqtt]` table.
+    #[must_use]
+    pub fn mqtt(mut self, lines: &str) -> Self {
+        self.mqtt.push_str(lines);
+        self.mqtt.push('\n');
+        self
+    }
+
+    /// Further tables.
+    #[must_use]
+    pub fn tables(mut self, text: &str) -> Self {
+        self.tail.push_str(text);
+        self.tail.push('\n');
+        self
+    }
+
+    /// Writes the configuration without starting anything.
+    pub fn prepare(self) -> Tidegate {
+        let scratch = Scratch::new("gateway");
+        for dir in ["state", "run", "home"] {
+            scratch.dir(dir);
+        }
+        let (mqtt, http, coap) = (Port::reserve(), Port::reserve(), Port::reserve());
+        let text = format!(
+            "[gateway]\nname = \"{}\"\n\n[mqtt]\nlisten = [\"{}\"]\n{}\n[http]\nlisten = [\"{}\"]\n\n\
+             [coap]\nlisten = [\"{}\"]\n\n{}",
+            self.name,
+            mqtt.address(),
+            self.mqtt,
+            http.address(),
+            coap.address(),
+            self.tail
+        );
+        let config = scratch.write("tidegate.toml", text);
+        Tidegate { mqtt, http, coap, config, process: None, start_time: Duration::ZERO, scratch }
+    }
+
+    /// Starts it and waits until it says that it is ready.
+    pub fn start(self) -> Tidegate {
+        let mut gateway = self.prepare();
+        gateway.start();
+        gateway
+    }
+}
+
+impl Tidegate {
+    /// A gateway with no devices but the ones its configuration names.
+    pub fn builder() -> TidegateBuilder {
+        TidegateBuilder { name: "barn".to_owned(), mqtt: String::new(), tail: String::new() }
+    }
+
+    /// Starts it on the state it has and waits for `READY=1`, as systemd would.
+    ///
+    /// # Panics
+    /// When it ends instead, or is not ready within 20 s.
+    pub fn start(&mut self) {
+        assert!(self.process.is_none(), "the gateway runs already");
+        let socket = self.scratch.join("notify");
+        let _ = std::fs::remove_file(&socket);
+        let notify = UnixDatagram::bind(&socket).expect("a socket in the test's own directory");
+        notify.set_read_timeout(Some(Duration::from_millis(100))).expect("a timeout above zero");
+        let mut command = self.command();
+        command.arg("run").arg("--config").arg(&self.config).arg("--state-dir").arg(self.state_dir());
+        command.env("NOTIFY_SOCKET", &socket);
+        let begun = Instant::now();
+        let mut process = Process::start("tidegate", &self.scratch, command);
+        let mut message = [0; 4096];
+        let ready = wait_until(Duration::from_secs(20), || match notify.recv(&mut message) {
+            Ok(n) if message[..n].split(|b| *b == b'\n').any(|line| line == b"READY=1") => Some(true),
+            Ok(_) => None,
+            Err(_) => (!process.is_running()).then_some(false),
+        });
+        self.start_time = begun.elapsed();
+        let lines = process.lines().join("\n");
+        assert_eq!(ready, Some(true), "the gateway is not ready after {:?}:\n{lines}", self.start_time);
+        self.process = Some(process);
+    }
+
+    /// How long the last start took, until `READY=1`.
+    pub fn start_time(&self) -> Duration {
+        self.start_time
+    }
+
+    /// The running process.
+    pub fn process(&self) -> &Process {
+        self.process.as_ref().expect("the gateway was stopped by the test")
+    }
+
+    /// The running process, to wait for or to signal.
+    pub fn process_mut(&mut self) -> &mut Process {
+        self.process.as_mut().expect("the gateway was stopped by the test")
+    }
+
+    /// `kill -9`.
+    pub fn kill(&mut self) {
+        if let Some(mut process) = self.process.take() {
+            process.kill();
+        }
+    }
+
+    /// `SIGTERM`; it must have ended within the promised 5 s.
+    pub fn stop(&mut self) -> ExitStatus {
+        let (time, status) = self.process_mut().terminate(Duration::from_secs(5));
+        assert!(time <= Duration::from_secs(5), "it took {time:?} to stop");
+        self.process = None;
+        status
+    }
+
+    /// Runs the CLI against this gateway: same state, same control socket.
+    pub fn cli(&self, arguments: &[&str]) -> Output {
+        let mut command = self.command();
+        command.args(arguments).arg("--config").arg(&self.config).arg("--state-dir").arg(self.state_dir());
+        command.output().expect("the binary can be started")
+    }
+
+    /// Runs a command of the CLI with `--json` and reads its answer.
+    ///
+    /// # Panics
+    /// When it fails or answers something else.
+    pub fn cli_json(&self, arguments: &[&str]) -> Value {
+        let output = self.cli(&[arguments, &["--json"]].concat());
+        let text = String::from_utf8_lossy(&output.stdout);
+        let error = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "tidegate {arguments:?}: {}\n{text}{error}", output.status);
+        serde_json::from_str(&text)
+            .unwrap_or_else(|e| panic!("tidegate {arguments:?} is not JSON: {e}\n{text}"))
+    }
+
+    /// The MQTT listener.
+    pub fn mqtt(&self) -> SocketAddr {
+        self.mqtt.address()
+    }
+
+    /// The HTTP listener.
+    pub fn http(&self) -> SocketAddr {
+        self.http.address()
+    }
+
+    /// The CoAP listener.
+    pub fn coap(&self) -> SocketAddr {
+        self.coap.address()
+    }
+
+    /// The configuration file.
+    pub fn config(&self) -> &Path {
+        &self.config
+    }
+
+    /// The state directory.
+    pub fn state_dir(&self) -> PathBuf {
+        self.scratch.join("state")
+    }
+
+    /// A directory of the test's own, beside the state.
+    pub fn scratch(&self) -> &Scratch {
+        &self.scratch
+    }
+
+    /// The binary in an environment of its own: nothing of the user's configuration or state reaches it.
+    fn command(&self) -> Command {
+        let mut command = Command::new(binary());
+        for name in
+            ["CONFIGURATION_DIRECTORY", "STATE_DIRECTORY", "NOTIFY_SOCKET", "JOURNAL_STREAM", "LISTEN_FDS"]
+        {
+            command.env_remove(name);
+        }
+        for (name, dir) in [("XDG_CONFIG_HOME", "home"), ("XDG_STATE_HOME", "home"), ("HOME", "home")] {
+            command.env(name, self.scratch.join(dir));
+        }
+        command.env("RUNTIME_DIRECTORY", self.scratch.join("run"));
+        command.env("XDG_RUNTIME_DIR", self.scratch.join("run"));
+        command.current_dir(&*self.scratch);
+        command
+    }
+}
