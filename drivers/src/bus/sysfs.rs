@@ -1,0 +1,1 @@
+//! sysfs and procfs below a root that tests can move.
