@@ -140,7 +140,7 @@ impl Report {
 }
 
 /// The readings in a message of an uplink, which is a SenML JSON pack whose records carry `gw`, `boot` and `seq`: the
-/// id and the name of each.
+/// id of each, and the channel within which it keeps its order.
 pub fn record_of(payload: &str) -> Vec<(Id, String)> {
     let Ok(Value::Array(records)) = serde_json::from_str(payload) else { return Vec::new() };
     let mut base_name = String::new();
@@ -155,7 +155,9 @@ pub fn record_of(payload: &str) -> Vec<(Id, String)> {
             _ => None,
         };
         if let (Some(gateway), Some(boot), Some(seq)) = (word("gw"), word("boot"), record["seq"].as_u64()) {
-            let name = format!("{base_name}{}", record["n"].as_str().unwrap_or(""));
+            // A LAN client's message keeps its order within its topic.
+            let name =
+                word("topic").unwrap_or_else(|| format!("{base_name}{}", record["n"].as_str().unwrap_or("")));
             found.push((Id { gateway, boot, seq }, name));
         }
     }

@@ -108,6 +108,27 @@ impl Tidegate {
     /// # Panics
     /// When it ends instead, or is not ready within 20 s.
     pub fn start(&mut self) {
+        let begun = Instant::now();
+        let notify = self.start_unready();
+        let process = self.process_mut();
+        let mut message = [0; 4096];
+        let ready = wait_until(Duration::from_secs(20), || match notify.recv(&mut message) {
+            Ok(n) if message[..n].split(|b| *b == b'\n').any(|line| line == b"READY=1") => Some(true),
+            Ok(_) => None,
+            Err(_) => (!process.is_running()).then_some(false),
+        });
+        let time = begun.elapsed();
+        assert_eq!(
+            ready,
+            Some(true),
+            "the gateway is not ready after {time:?}:\n{}",
+            process.lines().join("\n")
+        );
+        self.start_time = time;
+    }
+
+    /// Starts it without waiting; the socket hears what it tells systemd.
+    pub fn start_unready(&mut self) -> UnixDatagram {
         assert!(self.process.is_none(), "the gateway runs already");
         let socket = self.scratch.join("notify");
         let _ = std::fs::remove_file(&socket);
@@ -116,18 +137,8 @@ impl Tidegate {
         let mut command = self.command();
         command.arg("run").arg("--config").arg(&self.config).arg("--state-dir").arg(self.state_dir());
         command.env("NOTIFY_SOCKET", &socket);
-        let begun = Instant::now();
-        let mut process = Process::start("tidegate", &self.scratch, command);
-        let mut message = [0; 4096];
-        let ready = wait_until(Duration::from_secs(20), || match notify.recv(&mut message) {
-            Ok(n) if message[..n].split(|b| *b == b'\n').any(|line| line == b"READY=1") => Some(true),
-            Ok(_) => None,
-            Err(_) => (!process.is_running()).then_some(false),
-        });
-        self.start_time = begun.elapsed();
-        let lines = process.lines().join("\n");
-        assert_eq!(ready, Some(true), "the gateway is not ready after {:?}:\n{lines}", self.start_time);
-        self.process = Some(process);
+        self.process = Some(Process::start("tidegate", &self.scratch, command));
+        notify
     }
 
     /// How long the last start took, until `READY=1`.

@@ -1,0 +1,124 @@
+//! MQTT against mosquitto: many to one, one to many; messages per second and processor time per delivered message.
+
+use std::time::{Duration, Instant};
+
+use harness::{Mosquitto, Process, Tidegate};
+
+use crate::load::{Conn, wait};
+use crate::report::Report;
+
+/// Twenty publishers, one subscriber, at most a thousand messages on their way.
+pub(crate) fn fan_in(rounds: usize, report: &mut Report) {
+    compare(
+        "fan-in 20→1",
+        Shape { publishers: 20, subscribers: 1, messages: 200_000, window: 1000 },
+        rounds,
+        report,
+    );
+}
+
+/// One publisher, a hundred subscribers, at most twenty messages on their way.
+pub(crate) fn fan_out(rounds: usize, report: &mut Report) {
+    compare(
+        "fan-out 1→100",
+        Shape { publishers: 1, subscribers: 100, messages: 4000, window: 20 },
+        rounds,
+        report,
+    );
+}
+
+#[derive(Clone, Copy)]
+struct Shape {
+    publishers: usize,
+    subscribers: usize,
+    /// Published in all, by all publishers together.
+    messages: u64,
+    /// Published and not yet delivered to every subscriber, nor acknowledged.
+    window: u64,
+}
+
+fn compare(name: &str, shape: Shape, rounds: usize, report: &mut Report) {
+    let mosquitto = Mosquitto::start();
+    let gateway = Tidegate::builder().start();
+    for qos in [0, 1] {
+        let mut figures: [Vec<(f64, f64)>; 2] = [Vec::new(), Vec::new()];
+        for round in 0..rounds {
+            for turn in 0..2 {
+                // Who begins changes from round to round.
+                let who = (turn + round) % 2;
+                let (address, process) = match who {
+                    0 => (gateway.mqtt(), gateway.process()),
+                    _ => (mosquitto.address(), mosquitto.process()),
+                };
+                figures[who].push(round_trip(address, process, shape, qos));
+            }
+        }
+        let [ours, theirs] = figures;
+        let pick =
+            |list: &[(f64, f64)], which: fn(&(f64, f64)) -> f64| list.iter().map(which).collect::<Vec<_>>();
+        report.beside(
+            format!("{name} QoS {qos} rate"),
+            "msg/s",
+            pick(&ours, |f| f.0),
+            "mosquitto",
+            pick(&theirs, |f| f.0),
+        );
+        report.beside(
+            format!("{name} QoS {qos} CPU"),
+            "µs/msg",
+            pick(&ours, |f| f.1),
+            "mosquitto",
+            pick(&theirs, |f| f.1),
+        );
+    }
+}
+
+/// Deliveries per second, and the server's processor time per delivery in microseconds.
+fn round_trip(address: std::net::SocketAddr, server: &Process, shape: Shape, qos: u8) -> (f64, f64) {
+    let mut conns: Vec<Conn> = (0..shape.subscribers)
+        .map(|n| Conn::open(address, &format!("sub{n}"), Some(("bench/#", qos))))
+        .collect();
+    conns.extend((0..shape.publishers).map(|n| Conn::open(address, &format!("pub{n}"), None)));
+    let payload = [b'x'; 100];
+    let topics: Vec<String> = (0..shape.publishers).map(|n| format!("bench/{n}")).collect();
+    let cpu_before = server.cpu_time().expect("the server runs");
+    let begun = Instant::now();
+    let (mut sent, mut next) = (0, 0);
+    loop {
+        let (subscribers, publishers) = conns.split_at_mut(shape.subscribers);
+        let delivered = subscribers.iter().map(|conn| conn.received).min().unwrap_or(0);
+        let acknowledged: u64 = publishers.iter().map(|conn| conn.acknowledged).sum();
+        let done = if qos == 0 { delivered } else { delivered.min(acknowledged) };
+        if done >= shape.messages {
+            break;
+        }
+        while sent < shape.messages && sent - done < shape.window {
+            publishers[next].publish(&topics[next], &payload, qos);
+            next = (next + 1) % publishers.len();
+            sent += 1;
+        }
+        publishers.iter_mut().for_each(Conn::flush);
+        wait(&conns);
+        conns.iter_mut().for_each(Conn::drain);
+        assert!(begun.elapsed() < Duration::from_secs(120), "{done} of {} after two minutes", shape.messages);
+    }
+    let time = begun.elapsed();
+    let cpu = server.cpu_time().expect("the server runs").saturating_sub(cpu_before);
+    let deliveries = (shape.messages * shape.subscribers as u64) as f64;
+    (deliveries / time.as_secs_f64(), cpu.as_secs_f64() * 1e6 / deliveries)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_load_reaches_every_subscriber_and_is_acknowledged() {
+        let broker = Mosquitto::start();
+        let shape = Shape { publishers: 3, subscribers: 4, messages: 500, window: 50 };
+        for qos in [0, 1] {
+            let (rate, cpu) = round_trip(broker.address(), broker.process(), shape, qos);
+            assert!(rate > 100.0 && cpu > 0.0, "QoS {qos}: {rate} messages per second, {cpu} µs each");
+        }
+    }
+}
