@@ -7,7 +7,8 @@ import { plain } from "./format.js";
 export function Actuator({ store, channel }) {
   const isDisabled = store.link.state !== "live" || channel.command?.state === "pending";
   const ask = (value) => store.command(channel, value);
-  const Control = { boolean: Switch, number: Amount }[typeOf(channel)] ?? Word;
+  const type = channel.type ?? typeof channel.value;
+  const Control = type === "boolean" ? Switch : type === "number" ? Amount : Word;
   return html`
     <div class="actuator">
       <${Control} channel=${channel} isDisabled=${isDisabled} ask=${ask} />
@@ -79,8 +80,4 @@ function Word({ channel, isDisabled, ask }) {
       <button type="submit" disabled=${isDisabled || typed === ""}>Set</button>
     </form>
   `;
-}
-
-function typeOf(channel) {
-  return channel.type ?? typeof channel.value;
 }

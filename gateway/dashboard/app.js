@@ -30,7 +30,11 @@ const mqtt = new MqttClient(new URL("./mqtt", location.href).href.replace(/^http
 const refreshStatus = poll(async () => {
   const asked = performance.now();
   try {
-    store.setStatus(await getJson("./api/v1/status"), performance.now() - asked);
+    const status = await getJson("./api/v1/status");
+    // Another gateway, or a newer one, answers at this address now: its own page knows it better.
+    const { gateway, version } = store.status ?? status;
+    if (gateway !== status.gateway || version !== status.version) return location.reload();
+    store.setStatus(status, performance.now() - asked);
   } catch (error) {
     store.setApiError(error.message);
     throw error;

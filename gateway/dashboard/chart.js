@@ -120,7 +120,12 @@ function History({ store, channel }) {
     ${loaded.error && html`<p class="notice is-bad" role="status">No history: ${loaded.error}.</p>`}
     <${Plot} store=${store} channel=${channel} columns=${loaded.columns} bounds=${bounds} onZoom=${setView} view=${view} />
     <p class="chart-foot">
-      <span>${isLive ? "Drag across the curve to look closer." : `${moment(from * 1000)} to ${moment(to * 1000)}`}</span>
+      ${isLive
+        ? html`<span>${isTouched ? "Slide a finger along the curve to read it." : "Drag across the curve to look closer."}</span>`
+        : html`<span>
+            ${moment(from * 1000)} to ${moment(to * 1000)}.
+            ${" "}<button type="button" onClick=${() => setView({ span: SPANS[1].seconds })}>Back to now</button>
+          </span>`}
       <a href=${`./api/v1/export?${query}`} download=${`${channel.id.replace("/", "-")}.csv`}>Download CSV</a>
     </p>
     <${Table} channel=${channel} columns=${loaded.columns} />
@@ -146,15 +151,17 @@ function Plot({ store, channel, columns, bounds, onZoom, view }) {
 
   useEffect(() => {
     if (!columns) return undefined;
-    const width = () => Math.max(200, box.current.clientWidth);
+    // The element outlives the reference to it: the observer below still hears of its removal.
+    const element = box.current;
+    const width = () => Math.max(200, element.clientWidth);
     const height = () => Math.round(Math.min(380, Math.max(220, innerHeight * 0.42)));
     const say = (u) => tellPoint(readout.current, u, channel, scale, isState);
     const options = chartOptions({ channel, scale, isState, bounds, onZoom, say, width: width(), height: height() });
-    const plot = new uPlot(options, columns.drawn(scale.per), box.current);
+    const plot = new uPlot(options, columns.drawn(scale.per), element);
     const resized = new ResizeObserver(() => {
-      if (plot.width !== width()) plot.setSize({ width: width(), height: height() });
+      if (element.isConnected && plot.width !== width()) plot.setSize({ width: width(), height: height() });
     });
-    resized.observe(box.current);
+    resized.observe(element);
     const offTouch = scrubByTouch(plot);
     let lastAt = channel.at;
     const redraw = () => {
@@ -253,17 +260,17 @@ function chartOptions({ channel, scale, isState, bounds, onZoom, say, width, hei
     cursor: {
       y: false,
       drag: { x: true, y: false, setScale: false },
-      points: { size: 7, fill: colour("--tide"), stroke: colour("--card") },
+      points: { size: (u, series) => (series === MEAN ? 7 : 0), fill: colour("--tide"), stroke: colour("--card") },
     },
     scales: {
       x: { time: true, range: () => bounds() },
       y: { range: isState ? [-0.15, 1.15] : (u, low, high) => padded(low, high, channel, scale) },
     },
     axes: [
-      { ...axis, values: timeLabels, space: 64, size: 34 },
+      { ...axis, values: timeLabels, space: 64, size: 46 },
       {
         ...axis,
-        size: 58,
+        size: (u, labels) => 18 + 7 * Math.max(3, ...(labels ?? []).map((label) => label.length)),
         splits: isState ? () => [0, 1] : undefined,
         values: (u, splits) =>
           splits.map((split) => (isState ? stateWord(channel, split === 1) : axisNumber(split, splits))),
@@ -342,16 +349,16 @@ function timeLabels(u, splits, axisIndex, space, step) {
 function tellPoint(element, u, channel, scale, isState) {
   if (!element) return;
   let i = u.cursor.idx;
-  const isPicked = i !== null && i !== undefined && u.data[2][i] !== null && u.data[2][i] !== undefined;
+  const isPicked = i !== null && i !== undefined && u.data[MEAN][i] !== null && u.data[MEAN][i] !== undefined;
   if (!isPicked) {
     i = u.data[0].length - 1;
-    while (i >= 0 && u.data[2][i] === null) i -= 1;
+    while (i >= 0 && u.data[MEAN][i] === null) i -= 1;
   }
   if (i < 0) {
     element.textContent = " ";
     return;
   }
-  const [low, mean, high] = [u.data[1][i], u.data[2][i], u.data[3][i]];
+  const [low, mean, high] = [u.data[1][i], u.data[MEAN][i], u.data[3][i]];
   const digits = scale.digits(mean);
   const unit = scale.label ? ` ${scale.label}` : "";
   const spread = low === high ? "" : `  (${number(low, digits)} to ${number(high, digits)})`;
@@ -395,6 +402,8 @@ const SPANS = [
   { seconds: 86_400, label: "24 h" },
   { seconds: 7 * 86_400, label: "7 d" },
 ];
+const isTouched = matchMedia("(pointer: coarse)").matches;
+const MEAN = 2;
 const SHORTEST_S = 5;
 const LONGEST_S = 366 * 86_400;
 const dayFormat = new Intl.DateTimeFormat(undefined, { day: "numeric", month: "short" });

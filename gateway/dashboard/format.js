@@ -98,7 +98,7 @@ export function scaleOf(unit, magnitude, precision = null) {
     case "J":
       return size >= 10_000 ? { label: `k${unit}`, per: 1000, digits: threeFigures } : fixed(1, unit);
     default:
-      return fixed(1, LABELS[unit] ?? plain(unit, 12));
+      return fixed(1, pick(LABELS, unit, plain(unit, 12)));
   }
 }
 
@@ -120,6 +120,11 @@ export function stateWord(channel, isTrue) {
   const says = `${channel.id} ${channel.title}`.toLowerCase();
   const [yes, no] = (STATE_WORDS.find(([pattern]) => pattern.test(says)) ?? [null, "on", "off"]).slice(1);
   return isTrue ? yes : no;
+}
+
+/** `table[key]`, or `otherwise`: keys from outside must not reach what every object has. */
+export function pick(table, key, otherwise) {
+  return Object.hasOwn(table, key) ? table[key] : otherwise;
 }
 
 function guessDigits(shown) {
@@ -157,8 +162,6 @@ const LABELS = {
   count: "",
   1: "",
   "": "",
-  null: "",
-  undefined: "",
 };
 
 const STATE_WORDS = [

@@ -2,7 +2,7 @@
 
 import { html, useState } from "./html.js";
 import { useStore } from "./store.js";
-import { age, count, duration, plain } from "./format.js";
+import { count, duration, pick, plain } from "./format.js";
 import { isOpen, uplinkName } from "./spool.js";
 
 /** Gateway name and the chips: link, health, clock, theme. */
@@ -52,7 +52,7 @@ function LinkChip({ store }) {
   return html`
     <span class=${`chip ${isLive ? "is-ok" : "is-warn"}`} title=${detail || null}>
       <i class="dot" aria-hidden="true"></i><span data-testid="live">${word}</span>
-      ${!isLive && state === "lost" && html`<span class="chip-more">${age((Date.now() - since) / 1000)}</span>`}
+      ${!isLive && state === "lost" && html`<span class="chip-more">for ${duration(Math.round((Date.now() - since) / 1000))}</span>`}
     </span>
     ${isGone && html`<span class="chip is-bad"><i class="dot" aria-hidden="true"></i>gateway offline</span>`}
   `;
@@ -81,7 +81,7 @@ function ClockChip({ store }) {
       : "No time server has been reached: readings are kept in order, their wall time follows later.";
   return html`
     <span class=${`chip ${quality === "rtc" ? "" : "is-warn"}`} title=${meaning}>
-      <i class="dot" aria-hidden="true"></i>${words[quality] ?? "clock not synchronised"}
+      <i class="dot" aria-hidden="true"></i>${pick(words, quality, "clock not synchronised")}
     </span>
   `;
 }
@@ -128,7 +128,7 @@ function tide(store) {
     const tries = shut.map((one) => one.next_try_s).filter(Number.isFinite);
     const next = tries.length ? Math.max(0, Math.min(...tries) - passed) : NaN;
     const when = Number.isFinite(next) ? ` Next try ${next < 1 ? "now" : `in ${duration(Math.ceil(next))}`}.` : "";
-    const names = shut.map(uplinkName).join(" and ");
+    const names = `Uplink${shut.length > 1 ? "s" : ""} ${shut.map(uplinkName).join(" and ")}`;
     return { mood: "shut", text: `${names} cannot be reached. ${count(waiting)} readings wait safely on disk.${when}` };
   }
   const fullest = uplinks.reduce((most, one) => ((one.waiting ?? 0) > (most.waiting ?? 0) ? one : most));

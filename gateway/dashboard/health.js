@@ -2,7 +2,8 @@
 
 import { html } from "./html.js";
 import { useStore } from "./store.js";
-import { age, bytes, count, duration, moment, plain, reading } from "./format.js";
+import { DEVICE_MOODS } from "./tiles.js";
+import { age, bytes, count, duration, moment, pick, plain, reading } from "./format.js";
 
 /** The health card. */
 export function Health({ store }) {
@@ -75,7 +76,7 @@ function Devices({ store, told }) {
     <h3>Devices</h3>
     <ul class="rows">
       ${told.slice(0, 200).map((one) => {
-        const mood = { online: "ok", degraded: "warn", probing: "warn", absent: "bad" }[one.state] ?? "none";
+        const mood = pick(DEVICE_MOODS, one.state, "none");
         const live = store.devices.get(one.name);
         const errors = one.errors > 0 ? `, ${count(one.errors)} ${one.errors === 1 ? "error" : "errors"}` : "";
         return html`
@@ -136,7 +137,7 @@ function clients(n) {
 
 function clockWords(quality) {
   const words = { ntp: "synchronised", rtc: "from its battery", file: "not set yet", none: "not set" };
-  return words[quality] ?? "not synchronised";
+  return pick(words, quality, "not synchronised");
 }
 
 const VITALS = [

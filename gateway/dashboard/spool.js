@@ -2,7 +2,7 @@
 
 import { html } from "./html.js";
 import { useStore } from "./store.js";
-import { bytes, count, duration, moment, number, plain } from "./format.js";
+import { bytes, count, duration, moment, number, pick, plain } from "./format.js";
 
 /** The spool's card with a row per uplink. */
 export function Spool({ store }) {
@@ -42,7 +42,6 @@ function Basin({ store, spool, uplinks }) {
   // A little water always shows: a basin that holds something is not drawn empty.
   const surface = FLOOR_Y - Math.max(0.06, share) * (FLOOR_Y - BRIM_Y);
   const outside = FLOOR_Y - 9;
-  const lift = isAnyOpen ? 16 : 0;
   const oldest = Date.parse(spool.oldest);
   const reach = Number.isFinite(oldest) ? duration((store.now() - oldest) / 1000) : "–";
   return html`
@@ -50,13 +49,11 @@ function Basin({ store, spool, uplinks }) {
       <svg viewBox="0 0 320 74" aria-hidden="true" class=${isAnyOpen ? "basin-scene is-open" : "basin-scene"}>
         <path class="basin-water" d=${`M0 ${surface}q10-3 20 0t20 0t20 0t20 0t20 0t20 0t20 0t20 0t20 0t20 0t20 0V${FLOOR_Y}H0Z`} />
         <path class="basin-sea" d=${`M220 ${outside}q10-3 20 0t20 0t20 0t20 0t20 0V${FLOOR_Y}H220Z`} />
+        ${isAnyOpen && html`<path class="basin-flow" d="M170 59.5H276" />`}
+        <rect class="basin-panel" x="205" width="30" y="12" height=${isAnyOpen ? 22 : 52} />
+        <path class="basin-post" d="M203 64V10M237 64V10M196 10H244" />
         <path class="basin-floor" d="M0 64.5H320" />
-        <g class="basin-gate">
-          <path class="basin-post" d="M212 10V64M228 10V64M206 10H234" />
-          <path class="basin-panel" d=${`M220 ${20 - lift}V${63 - lift}`} />
-        </g>
-        ${isAnyOpen && html`<path class="basin-flow" d="M180 59H270" />`}
-        <path class="basin-quota" d=${`M0 ${BRIM_Y}H206`} />
+        <path class="basin-quota" d=${`M0 ${BRIM_Y}H196`} />
       </svg>
       <dl class="figures">
         <div><dt>Readings kept</dt><dd>${count(spool.entries ?? 0)}</dd></div>
@@ -77,7 +74,7 @@ function Basin({ store, spool, uplinks }) {
 
 function Uplink({ store, uplink }) {
   const passed = (Date.now() - store.statusAt) / 1000;
-  const mood = { connected: "ok", connecting: "warn", backoff: "bad", stopped: "none" }[uplink.state] ?? "none";
+  const mood = pick({ connected: "ok", connecting: "warn", backoff: "bad" }, uplink.state, "none");
   const eta = drainSeconds(uplink, store.status.spool);
   const next = Number.isFinite(uplink.next_try_s) ? Math.max(0, uplink.next_try_s - passed) : NaN;
   return html`
@@ -160,7 +157,7 @@ function durabilityWords(spool) {
 }
 
 function stateWords(state) {
-  return { connected: "connected", connecting: "connecting", backoff: "not reachable", stopped: "stopped" }[state] ?? plain(state, 24);
+  return state === "backoff" ? "not reachable" : plain(state, 24);
 }
 
 function percent(share) {

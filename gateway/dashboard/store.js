@@ -55,7 +55,8 @@ export class Store {
 
   setLink(state, detail) {
     if (state === "connecting" && this.link.state === "lost") return;
-    this.link = { state, detail, since: Date.now() };
+    const since = this.link.state === state ? this.link.since : Date.now();
+    this.link = { state, detail, since };
     this.changed("link");
   }
 
@@ -160,12 +161,14 @@ export class Store {
     const meta = json(payload);
     const channel = meta && this.#channel(id);
     if (!channel) return this.#ignore();
-    Object.assign(channel, described(channel, meta));
+    const told = described(channel, meta);
+    const isElse = ["title", "kind", "type"].some((key) => told[key] !== channel[key]);
+    Object.assign(channel, told);
     if (typeof channel.value === "string") channel.value = parsed(channel.value, channel.type);
     const at = Date.parse(meta.time);
     if (!(channel.at > at)) channel.at = at;
     this.changed(`channel:${id}`);
-    this.changed("channels");
+    if (isElse) this.changed("channels");
   }
 
   #takeDeviceState(name, payload) {

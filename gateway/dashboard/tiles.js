@@ -3,7 +3,7 @@
 import { html, useEffect, useRef, useState } from "./html.js";
 import { RECENT_MS, isOverdue, useStore } from "./store.js";
 import { getJson } from "./api.js";
-import { age, plain, reading } from "./format.js";
+import { age, pick, plain, reading } from "./format.js";
 import { Actuator } from "./actuator.js";
 import { Spark } from "./spark.js";
 
@@ -87,7 +87,7 @@ function Device({ store, name, channels, isFiltered }) {
 }
 
 function DeviceState({ device }) {
-  const mood = { online: "ok", degraded: "warn", probing: "warn", absent: "bad" }[device.state] ?? "none";
+  const mood = pick(DEVICE_MOODS, device.state, "none");
   return html`
     <span class=${`state is-${mood}`}><i class="dot" aria-hidden="true"></i>${device.state || "unknown"}</span>
   `;
@@ -105,7 +105,7 @@ function Tile({ store, channel }) {
   return html`
     <div
       ref=${box}
-      class=${`tile ${mood} ${isText ? "is-text" : ""} ${isState ? `is-state is-${channel.value}` : ""}`}
+      class=${`tile ${mood} ${isText ? "is-text" : ""} ${isState ? "is-state" : ""} ${channel.kind === "actuator" ? "is-actuator" : ""}`}
       data-testid="tile"
       data-channel=${channel.id}
     >
@@ -125,7 +125,7 @@ function Tile({ store, channel }) {
 
 function Age({ store, channel }) {
   useStore(store, "tick");
-  if (!channel.at) return html`<span class="age">no reading yet</span>`;
+  if (channel.value === null) return html`<span class="age">no reading yet</span>`;
   const nowMs = store.now();
   const said = Number.isFinite(channel.at) ? age((nowMs - channel.at) / 1000) : "kept from before";
   return html`<span class=${isOverdue(channel, nowMs) ? "age is-overdue" : "age"}>${said}</span>`;
@@ -195,6 +195,9 @@ function rank(channel) {
 function rawValue(value) {
   return value === null || value === undefined ? "" : String(value).slice(0, 120);
 }
+
+/** Which colour and shape a device's state has. */
+export const DEVICE_MOODS = { online: "ok", degraded: "warn", probing: "warn", absent: "bad" };
 
 const seeds = [];
 let seeding = 0;
