@@ -1,0 +1,619 @@
+//! The configuration: what may be set, what it is when nothing is set, and everything that is wrong with it at once.
+//!
+//! `tidegate.toml`, then `conf.d/*.toml` in the order of their names: arrays of tables (`[[device]]`, `[[uplink]]`)
+//! add up, of other keys the last file wins.
+
+pub mod document;
+pub mod quantity;
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use drivers::Period;
+use serde::Deserialize;
+use toml::Spanned;
+use toml::de::{DeTable, DeValue};
+
+use self::document::{Diagnostic, Sources, read, settings};
+use self::quantity::{SecretSource, Size};
+use crate::reading::is_name;
+use crate::sampler::{ChannelOverride, DeviceConfig};
+use crate::uplink::{self, UplinkConfig};
+
+/// Everything that can be set.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Config {
+    /// `[gateway]`
+    pub gateway: Gateway,
+    /// `[mqtt]`
+    pub mqtt: Mqtt,
+    /// `[coap]`
+    pub coap: Coap,
+    /// `[http]`
+    pub http: Http,
+    /// `[home_assistant]`
+    pub home_assistant: HomeAssistant,
+    /// `[spool]`
+    pub spool: Spool,
+    /// `[users]`: who may use MQTT and the page, by name, with the place of the password.
+    pub users: BTreeMap<String, SecretSource>,
+    /// `[[device]]`
+    pub devices: Vec<DeviceConfig>,
+    /// `[[uplink]]`
+    pub uplinks: Vec<UplinkConfig>,
+    /// The files that were read; none means that the defaults are used.
+    pub files: Vec<PathBuf>,
+}
+
+/// `[gateway]`
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Gateway {
+    /// The gateway's name in topics and ids; the host's name unless set.
+    pub name: String,
+}
+
+/// `[mqtt]`
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Mqtt {
+    /// Where MQTT 3.1.1 and 5.0 clients connect; port 0 takes any free one.
+    pub listen: Vec<SocketAddr>,
+    /// Topics of LAN clients that go to the uplinks: stored before they are acknowledged.
+    pub forward: Vec<String>,
+    /// Connections at a time.
+    pub max_connections: usize,
+}
+
+/// `[coap]`
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Coap {
+    /// Where CoAP clients send to, UDP.
+    pub listen: Vec<SocketAddr>,
+    /// Lets everyone who reaches an address beyond loopback read (never command) over plain CoAP.
+    pub public: bool,
+}
+
+/// `[http]`
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Http {
+    /// Where the page, the API and MQTT over WebSocket are.
+    pub listen: Vec<SocketAddr>,
+    /// Names under which browsers may ask for the page, beside addresses and `localhost`.
+    pub names: Vec<String>,
+}
+
+/// `[home_assistant]`
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct HomeAssistant {
+    /// Announces devices so that Home Assistant finds them by itself.
+    pub discovery: bool,
+    /// The topic under which Home Assistant listens.
+    pub prefix: String,
+}
+
+/// `[spool]`
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Spool {
+    /// The most that the database may take on disk.
+    pub max_size: Size,
+    /// How long a reading may wait for others to share its commit: what a power cut may cost.
+    pub commit_interval: Period,
+    /// How long what every uplink has is kept for history.
+    pub retain: Period,
+}
+
+impl Default for Gateway {
+    fn default() -> Self {
+        Self { name: host_name() }
+    }
+}
+
+impl Default for Mqtt {
+    fn default() -> Self {
+        Self { listen: vec![loopback(1883)], forward: Vec::new(), max_connections: 1024 }
+    }
+}
+
+impl Default for Coap {
+    fn default() -> Self {
+        Self { listen: vec![loopback(5683)], public: false }
+    }
+}
+
+impl Default for Http {
+    fn default() -> Self {
+        Self { listen: vec![loopback(8080)], names: Vec::new() }
+    }
+}
+
+impl Default for HomeAssistant {
+    fn default() -> Self {
+        Self { discovery: true, prefix: "homeassistant".into() }
+    }
+}
+
+impl Default for Spool {
+    fn default() -> Self {
+        Self {
+            max_size: Size(512_000_000),
+            commit_interval: Period(Duration::from_millis(500)),
+            retain: Period(Duration::from_secs(30 * 24 * 3600)),
+        }
+    }
+}
+
+/// A configuration that cannot be used: every mistake, drawn for a person and as data.
+#[derive(Debug)]
+pub struct Rejected {
+    /// The texts that the mistakes point into.
+    pub sources: Sources,
+    /// At least one.
+    pub diagnostics: Vec<Diagnostic>,
+}
+
+impl Config {
+    /// Reads the configuration.
+    ///
+    /// `chosen` is a file or directory that the user named: it must exist. Otherwise `$CONFIGURATION_DIRECTORY`, else
+    /// the XDG configuration directory is looked at, and nothing there means the defaults.
+    ///
+    /// # Errors
+    /// [`Rejected`] with every mistake found.
+    pub fn load(chosen: Option<&Path>) -> Result<Self, Box<Rejected>> {
+        let mut sources = Sources::default();
+        let mut diagnostics = Vec::new();
+        for path in files(chosen, &mut diagnostics) {
+            match read_text(&path) {
+                Ok(text) => sources.add(&path, &text),
+                Err(error) => diagnostics.push(Diagnostic::general(format!("{}: {error}", path.display()))),
+            }
+        }
+        Self::from_sources(sources, diagnostics)
+    }
+
+    /// Reads the configuration from one text.
+    ///
+    /// # Errors
+    /// [`Rejected`] with every mistake found.
+    pub fn parse(text: &str) -> Result<Self, Box<Rejected>> {
+        let mut sources = Sources::default();
+        sources.add(Path::new("tidegate.toml"), text);
+        Self::from_sources(sources, Vec::new())
+    }
+
+    fn from_sources(sources: Sources, mut diagnostics: Vec<Diagnostic>) -> Result<Self, Box<Rejected>> {
+        let config = {
+            let mut root = sources.parse(&mut diagnostics);
+            let config = assemble(root.get_mut(), &mut diagnostics);
+            Self { files: sources.paths(), ..config }
+        };
+        if diagnostics.is_empty() { Ok(config) } else { Err(Box::new(Rejected { sources, diagnostics })) }
+    }
+
+    /// The devices of a gateway that nobody has configured: this machine, and, where it has no wires, simulated ones.
+    pub fn add_demo_devices(&mut self) {
+        let text = if has_wires() { DEMO_HOST.to_owned() } else { format!("{DEMO_HOST}{DEMO_SIM}") };
+        if let Ok(demo) = Self::parse(&text) {
+            self.devices = demo.devices;
+        }
+    }
+}
+
+impl Rejected {
+    /// All mistakes as text.
+    pub fn render(&self, with_colour: bool) -> String {
+        let drawn: Vec<String> =
+            self.diagnostics.iter().map(|diagnostic| self.sources.render(diagnostic, with_colour)).collect();
+        drawn.join("\n\n")
+    }
+}
+
+/// Which files make up the configuration.
+fn files(chosen: Option<&Path>, diagnostics: &mut Vec<Diagnostic>) -> Vec<PathBuf> {
+    let directory = match chosen {
+        Some(path) if path.is_dir() => path.to_owned(),
+        Some(path) => return vec![path.to_owned()],
+        None => match default_directory() {
+            Some(directory) => directory,
+            None => return Vec::new(),
+        },
+    };
+    let main = directory.join("tidegate.toml");
+    let mut files: Vec<PathBuf> = std::fs::read_dir(directory.join("conf.d"))
+        .into_iter()
+        .flatten()
+        .filter_map(Result::ok)
+        .map(|entry| entry.path())
+        .filter(|path| path.extension().is_some_and(|extension| extension == "toml"))
+        .collect();
+    files.sort();
+    if main.exists() || (chosen.is_some() && files.is_empty()) {
+        files.insert(0, main);
+    }
+    if files.len() > MAX_FILES {
+        diagnostics.push(Diagnostic::general(format!("{}: more than {MAX_FILES} files", directory.display())));
+        files.truncate(MAX_FILES);
+    }
+    files
+}
+
+/// `$CONFIGURATION_DIRECTORY` as systemd sets it, else `tidegate` in the XDG configuration directory.
+fn default_directory() -> Option<PathBuf> {
+    let set = |name| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    set("CONFIGURATION_DIRECTORY")
+        .or_else(|| set("XDG_CONFIG_HOME").map(|home| home.join("tidegate")))
+        .or_else(|| set("HOME").map(|home| home.join(".config/tidegate")))
+}
+
+fn read_text(path: &Path) -> Result<String, String> {
+    let size = std::fs::metadata(path).map_err(|error| error.to_string())?.len();
+    if size > MAX_FILE {
+        return Err(format!("larger than {MAX_FILE} bytes"));
+    }
+    let bytes = std::fs::read(path).map_err(|error| error.to_string())?;
+    String::from_utf8(bytes).map_err(|error| format!("not UTF-8 from byte {} on", error.utf8_error().valid_up_to()))
+}
+
+fn assemble(root: &mut DeTable<'_>, diagnostics: &mut Vec<Diagnostic>) -> Config {
+    let listen = |root: &DeTable<'_>, name: &str| root.get(name).map(|table| listen_span(table)).unwrap_or_default();
+    let (mqtt_listen, http_listen) = (listen(root, "mqtt"), listen(root, "http"));
+    let config = Config {
+        gateway: section(root, "gateway", diagnostics),
+        mqtt: section(root, "mqtt", diagnostics),
+        coap: section(root, "coap", diagnostics),
+        http: section(root, "http", diagnostics),
+        home_assistant: section(root, "home_assistant", diagnostics),
+        spool: section(root, "spool", diagnostics),
+        users: section(root, "users", diagnostics),
+        devices: devices(root, diagnostics),
+        uplinks: uplinks(root, diagnostics),
+        files: Vec::new(),
+    };
+    if config.users.is_empty() {
+        for (addresses, span) in [(&config.mqtt.listen, mqtt_listen), (&config.http.listen, http_listen)] {
+            if let Some(address) = addresses.iter().find(|address| !is_loopback(address)) {
+                let message = format!("{address} is reachable from the network, and nobody would need a password");
+                diagnostics.push(Diagnostic::at(span, message).help(
+                    "to let only known users in, add the two lines\n[users]\npanel = { file = \"/etc/tidegate/panel.password\" }",
+                ));
+            }
+        }
+    }
+    for key in root.keys() {
+        let known = "gateway, mqtt, coap, http, home_assistant, spool, users, device, uplink";
+        diagnostics.push(Diagnostic::at(key.span(), format!("unknown section `{key}`, expected one of {known}", key = key.get_ref())));
+    }
+    config
+}
+
+/// Where a table's `listen` stands, for a mistake that other tables have a part in.
+fn listen_span(table: &Spanned<DeValue<'_>>) -> Range<usize> {
+    table.get_ref().as_table().and_then(|table| table.get("listen")).map_or_else(|| table.span(), Spanned::span)
+}
+
+/// Reads one table, checks it, and takes it out of the root.
+fn section<T: Section>(root: &mut DeTable<'_>, name: &str, diagnostics: &mut Vec<Diagnostic>) -> T {
+    let Some(value) = root.remove(name) else { return T::default() };
+    let span = value.span();
+    let DeValue::Table(table) = value.into_inner() else {
+        diagnostics.push(Diagnostic::at(span, format!("`{name}` is a table: write [{name}]")));
+        return T::default();
+    };
+    let places: BTreeMap<String, Range<usize>> =
+        table.iter().map(|(key, value)| (key.get_ref().to_string(), value.span())).collect();
+    let place = |key: &str| places.get(key).cloned().unwrap_or_else(|| span.clone());
+    let parsed: Option<T> = read(Spanned::new(span.clone(), table), diagnostics, settings);
+    if let Some(section) = &parsed {
+        section.check(&place, diagnostics);
+    }
+    parsed.unwrap_or_default()
+}
+
+/// A table whose values are also looked at together.
+trait Section: Default + serde::de::DeserializeOwned {
+    fn check(&self, place: &dyn Fn(&str) -> Range<usize>, diagnostics: &mut Vec<Diagnostic>);
+}
+
+impl Section for Gateway {
+    fn check(&self, place: &dyn Fn(&str) -> Range<usize>, diagnostics: &mut Vec<Diagnostic>) {
+        if !is_name(&self.name) {
+            diagnostics.push(Diagnostic::at(place("name"), bad_name(&self.name)));
+        }
+    }
+}
+
+impl Section for Mqtt {
+    fn check(&self, place: &dyn Fn(&str) -> Range<usize>, diagnostics: &mut Vec<Diagnostic>) {
+        for filter in &self.forward {
+            if let Err(error) = mqtt::Filter::parse(filter) {
+                diagnostics.push(Diagnostic::at(place("forward"), format!("`{filter}` is not a topic filter: {error}")));
+            }
+        }
+        if !(1..=65_536).contains(&self.max_connections) {
+            diagnostics.push(Diagnostic::at(place("max_connections"), "max_connections out of range: 1 to 65536"));
+        }
+    }
+}
+
+impl Section for Coap {
+    fn check(&self, place: &dyn Fn(&str) -> Range<usize>, diagnostics: &mut Vec<Diagnostic>) {
+        if let Some(address) = self.listen.iter().find(|address| !is_loopback(address) && !self.public) {
+            diagnostics.push(
+                Diagnostic::at(place("listen"), format!("{address} is reachable from the network, and plain CoAP has no credentials"))
+                    .help("to let everyone there read (nobody can command), add the two lines\n[coap]\npublic = true"),
+            );
+        }
+    }
+}
+
+impl Section for Http {
+    fn check(&self, _: &dyn Fn(&str) -> Range<usize>, _: &mut Vec<Diagnostic>) {}
+}
+
+impl Section for HomeAssistant {
+    fn check(&self, place: &dyn Fn(&str) -> Range<usize>, diagnostics: &mut Vec<Diagnostic>) {
+        if let Err(error) = mqtt::Topic::parse(&self.prefix) {
+            diagnostics.push(Diagnostic::at(place("prefix"), format!("`{}` is not a topic: {error}", self.prefix)));
+        }
+    }
+}
+
+impl Section for Spool {
+    fn check(&self, place: &dyn Fn(&str) -> Range<usize>, diagnostics: &mut Vec<Diagnostic>) {
+        if self.max_size.0 < MIN_SPOOL {
+            diagnostics.push(Diagnostic::at(place("max_size"), "max_size out of range: at least 1MB"));
+        }
+        if !(Duration::from_millis(1)..=Duration::from_secs(60)).contains(&self.commit_interval.0) {
+            diagnostics.push(Diagnostic::at(place("commit_interval"), "commit_interval out of range: 1ms to 60s"));
+        }
+    }
+}
+
+impl Section for BTreeMap<String, SecretSource> {
+    fn check(&self, place: &dyn Fn(&str) -> Range<usize>, diagnostics: &mut Vec<Diagnostic>) {
+        for (name, secret) in self {
+            if !is_name(name) {
+                diagnostics.push(Diagnostic::at(place(name), bad_name(name)));
+            }
+            if let Err(error) = secret.read() {
+                diagnostics.push(Diagnostic::at(place(name), error));
+            }
+        }
+    }
+}
+
+fn devices(root: &mut DeTable<'_>, diagnostics: &mut Vec<Diagnostic>) -> Vec<DeviceConfig> {
+    #[derive(Deserialize)]
+    #[serde(deny_unknown_fields)]
+    struct Common {
+        title: Option<String>,
+        interval: Option<Period>,
+        #[serde(default)]
+        channels: BTreeMap<String, ChannelOverride>,
+    }
+    let mut devices: Vec<DeviceConfig> = Vec::new();
+    let mut names = BTreeMap::new();
+    let mut places: BTreeMap<String, (Range<usize>, String)> = BTreeMap::new();
+    for item in array(root, "device", diagnostics) {
+        let Some(Item { name, name_span, type_name, type_span, mut table }) = item else { continue };
+        first_use(&mut names, &name, &name_span, "device", diagnostics);
+        let mut common = DeTable::new();
+        for key in ["title", "interval", "channels"] {
+            if let Some((key, value)) = table.get_mut().remove_entry(key) {
+                common.insert(key, value);
+            }
+        }
+        let interval_span = common.get("interval").map(Spanned::span);
+        let common: Option<Common> = read(Spanned::new(table.span(), common), diagnostics, settings);
+        let Some(device_type) = drivers::device::find(&type_name) else {
+            let known: Vec<&str> = drivers::device::registry().iter().map(|known| known.name).collect();
+            let message = format!("no device type `{type_name}`, expected one of {}", known.join(", "));
+            diagnostics.push(Diagnostic::at(type_span, message));
+            continue;
+        };
+        let whole = table.span();
+        let setup = read(table, diagnostics, |table| {
+            (device_type.parse)(table).map_err(|error| Diagnostic {
+                message: error.message,
+                span: error.span,
+                also: None,
+                help: None,
+            })
+        });
+        let (Some(common), Some(setup)) = (common, setup) else { continue };
+        let interval = common.interval.map_or_else(|| setup.default_interval(), |interval| interval.0);
+        if !(Duration::from_millis(1)..=Duration::from_secs(24 * 3600)).contains(&interval) {
+            let span = interval_span.unwrap_or_else(|| whole.clone());
+            diagnostics.push(Diagnostic::at(span, "interval out of range: 1ms to 1d"));
+        }
+        let known: Vec<String> = setup.channels().iter().map(|channel| channel.name.to_string()).collect();
+        for channel in common.channels.keys().filter(|channel| !known.is_empty() && !known.contains(channel)) {
+            let message = format!("{name} has no channel `{channel}`, it has {}", known.join(", "));
+            diagnostics.push(Diagnostic::at(whole.clone(), message));
+        }
+        if let Some(path) = setup.missing() {
+            diagnostics.push(
+                Diagnostic::at(whole.clone(), format!("{name}: {path}"))
+                    .help("run `tidegate scan` to see what is connected, or set bus = \"sim\" to try without"),
+            );
+        }
+        if let Some(place) = setup.occupies() {
+            if let Some((first, other)) = places.get(&place) {
+                let message = format!("{place} is used by two devices");
+                diagnostics.push(Diagnostic::at(whole.clone(), message).also(first.clone(), format!("first used by {other}")));
+            } else {
+                places.insert(place, (whole.clone(), name.clone()));
+            }
+        }
+        devices.push(DeviceConfig { name, title: common.title, interval, setup, channels: common.channels });
+    }
+    devices
+}
+
+fn uplinks(root: &mut DeTable<'_>, diagnostics: &mut Vec<Diagnostic>) -> Vec<UplinkConfig> {
+    let mut uplinks = Vec::new();
+    let mut names = BTreeMap::new();
+    for item in array(root, "uplink", diagnostics) {
+        let Some(Item { name, name_span, type_name, type_span, table }) = item else { continue };
+        first_use(&mut names, &name, &name_span, "uplink", diagnostics);
+        let Some(uplink_type) = uplink::find(&type_name) else {
+            let known: Vec<&str> = uplink::registry().iter().map(|known| known.name).collect();
+            let message = format!("no uplink type `{type_name}`, expected one of {}", known.join(", "));
+            diagnostics.push(Diagnostic::at(type_span, message));
+            continue;
+        };
+        let whole = table.span();
+        let Some(setup) = read(table, diagnostics, uplink_type.parse) else { continue };
+        for problem in setup.problems() {
+            diagnostics.push(Diagnostic::at(whole.clone(), format!("{name}: {problem}")));
+        }
+        uplinks.push(UplinkConfig { name, setup });
+    }
+    uplinks
+}
+
+/// One `[[device]]` or `[[uplink]]`, its name and type taken out.
+struct Item<'i> {
+    name: String,
+    name_span: Range<usize>,
+    type_name: String,
+    type_span: Range<usize>,
+    table: Spanned<DeTable<'i>>,
+}
+
+fn array<'i>(root: &mut DeTable<'i>, key: &str, diagnostics: &mut Vec<Diagnostic>) -> Vec<Option<Item<'i>>> {
+    let Some(value) = root.remove(key) else { return Vec::new() };
+    let span = value.span();
+    let DeValue::Array(items) = value.into_inner() else {
+        diagnostics.push(Diagnostic::at(span, format!("`{key}` is an array of tables: write [[{key}]]")));
+        return Vec::new();
+    };
+    items
+        .into_iter()
+        .map(|item| {
+            let span = item.span();
+            let DeValue::Table(mut table) = item.into_inner() else {
+                diagnostics.push(Diagnostic::at(span, format!("write [[{key}]]")));
+                return None;
+            };
+            let mut text = |field: &str| match table.remove(field) {
+                Some(value) => match value.get_ref() {
+                    DeValue::String(text) => Some((text.to_string(), value.span())),
+                    other => {
+                        let found = other.type_str();
+                        diagnostics.push(Diagnostic::at(value.span(), format!("{field} is a string, found {found}")));
+                        None
+                    }
+                },
+                None => {
+                    diagnostics.push(Diagnostic::at(span.clone(), format!("a {key} needs a {field}")));
+                    None
+                }
+            };
+            let (name, type_name) = (text("name"), text("type"));
+            if let Some((name, span)) = name.as_ref().filter(|(name, _)| !is_name(name)) {
+                diagnostics.push(Diagnostic::at(span.clone(), bad_name(name)));
+                return None;
+            }
+            let ((name, name_span), (type_name, type_span)) = name.zip(type_name)?;
+            Some(Item { name, name_span, type_name, type_span, table: Spanned::new(span, table) })
+        })
+        .collect()
+}
+
+fn first_use(
+    names: &mut BTreeMap<String, Range<usize>>,
+    name: &str,
+    span: &Range<usize>,
+    what: &str,
+    diagnostics: &mut Vec<Diagnostic>,
+) {
+    match names.get(name) {
+        None => {
+            names.insert(name.to_owned(), span.clone());
+        }
+        Some(first) => diagnostics.push(
+            Diagnostic::at(span.clone(), format!("two {what}s are named `{name}`")).also(first.clone(), "first used here"),
+        ),
+    }
+}
+
+fn bad_name(name: &str) -> String {
+    format!("`{}` is not a name: 1 to 64 of a-z 0-9 _ -, beginning with a letter or digit", name.escape_debug())
+}
+
+fn is_loopback(address: &SocketAddr) -> bool {
+    address.ip().to_canonical().is_loopback()
+}
+
+fn loopback(port: u16) -> SocketAddr {
+    SocketAddr::from(([127, 0, 0, 1], port))
+}
+
+/// The host's name as far as it makes a name, else `tidegate`.
+fn host_name() -> String {
+    let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    let name: String = name.trim().split('.').next().unwrap_or_default().to_lowercase();
+    if is_name(&name) { name } else { "tidegate".into() }
+}
+
+/// Whether the machine has an I2C bus or GPIO lines to use.
+fn has_wires() -> bool {
+    let begins = |name: &std::ffi::OsStr| {
+        let name = name.to_string_lossy();
+        name.starts_with("i2c-") || name.starts_with("gpiochip")
+    };
+    std::fs::read_dir("/dev").into_iter().flatten().filter_map(Result::ok).any(|entry| begins(&entry.file_name()))
+}
+
+const DEMO_HOST: &str = r#"
+[[device]]
+name = "host"
+type = "host"
+title = "This machine"
+interval = "2s"
+"#;
+
+const DEMO_SIM: &str = r#"
+[[device]]
+name = "cellar"
+type = "bme280"
+title = "Cellar climate"
+bus = "sim"
+address = 0x76
+interval = "2s"
+
+[[device]]
+name = "door"
+type = "gpio-input"
+title = "Cellar door"
+chip = "sim"
+line = "GPIO17"
+
+[[device]]
+name = "meter"
+type = "pulse-counter"
+title = "Power meter"
+chip = "sim"
+line = "GPIO22"
+
+[[device]]
+name = "pump"
+type = "gpio-output"
+title = "Sump pump"
+chip = "sim"
+line = "GPIO27"
+"#;
+
+const MAX_FILES: usize = 256;
+const MAX_FILE: u64 = 1 << 20;
+const MIN_SPOOL: u64 = 1_000_000;

@@ -1,0 +1,243 @@
+//! The reading side: entries for forwarders and exports, buckets for charts, on a connection of its own.
+
+use std::collections::HashMap;
+use std::fs;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use rusqlite::config::DbConfig;
+use rusqlite::{Connection, OpenFlags, Row, params};
+use tokio::sync::{mpsc, oneshot};
+
+use super::entry::{self, NUMERIC_KINDS, Stored, StoredChannel};
+use super::store::{StoreError, damaged};
+use super::Seq;
+use crate::clock::BootId;
+
+/// What the reader is asked.
+pub(super) enum Job {
+    After { after: Seq, limit: usize, reply: oneshot::Sender<Result<Vec<Stored>, String>> },
+    History { query: HistoryQuery, reply: oneshot::Sender<Result<Vec<Bucket>, String>> },
+    Close,
+}
+
+/// A window of one channel's past.
+#[derive(Debug, Clone, PartialEq)]
+pub struct HistoryQuery {
+    /// `device/channel`.
+    pub channel: String,
+    /// From when on, in nanoseconds since 1970.
+    pub from_ns: i64,
+    /// Up to when, excluded.
+    pub to_ns: i64,
+    /// The length of a bucket in nanoseconds; from a minute on, buckets are whole minutes.
+    pub step_ns: i64,
+}
+
+/// What one channel did within one step.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Bucket {
+    /// The step's beginning, in nanoseconds since 1970.
+    pub start_ns: i64,
+    /// How many values.
+    pub n: u64,
+    /// The smallest.
+    pub min: f64,
+    /// Their mean.
+    pub mean: f64,
+    /// The largest.
+    pub max: f64,
+}
+
+/// Serves jobs until told to close. Reopens when the database was replaced.
+pub(super) fn run(path: &Path, mut jobs: mpsc::Receiver<Job>) {
+    let mut reader: Option<Reader> = None;
+    while let Some(job) = jobs.blocking_recv() {
+        if reader.as_ref().is_some_and(|reader| !reader.is_current()) {
+            reader = None;
+        }
+        let mut with = |read: &mut dyn FnMut(&mut Reader) -> Result<(), StoreError>| -> Result<(), String> {
+            if reader.is_none() {
+                reader = Some(Reader::open(path).map_err(|error| error.to_string())?);
+            }
+            let result = reader.as_mut().map_or(Ok(()), read).map_err(|error| error.to_string());
+            if result.is_err() {
+                reader = None;
+            }
+            result
+        };
+        match job {
+            Job::After { after, limit, reply } => {
+                let mut entries = Vec::new();
+                let result = with(&mut |reader| reader.after(after, limit).map(|read| entries = read));
+                let _ = reply.send(result.map(|()| entries));
+            }
+            Job::History { query, reply } => {
+                let mut buckets = Vec::new();
+                let result = with(&mut |reader| reader.history(&query).map(|read| buckets = read));
+                let _ = reply.send(result.map(|()| buckets));
+            }
+            Job::Close => return,
+        }
+    }
+}
+
+/// A read-only connection and the names it has learnt.
+pub(super) struct Reader {
+    db: Connection,
+    path: PathBuf,
+    inode: u64,
+    channels: HashMap<i64, Arc<StoredChannel>>,
+    boots: HashMap<i64, BootId>,
+}
+
+impl Reader {
+    pub(super) fn open(path: &Path) -> Result<Self, StoreError> {
+        let metadata = |error| StoreError::Directory { path: path.to_owned(), error };
+        let inode = fs::metadata(path).map_err(metadata)?.ino();
+        let db = Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX)?;
+        // Closing must never touch the log beside the file: another database may stand under the name by then.
+        db.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
+        db.pragma_update(None, "cache_size", -512)?;
+        db.busy_timeout(std::time::Duration::from_secs(2))?;
+        Ok(Self { db, path: path.to_owned(), inode, channels: HashMap::new(), boots: HashMap::new() })
+    }
+
+    fn is_current(&self) -> bool {
+        fs::metadata(&self.path).is_ok_and(|metadata| metadata.ino() == self.inode)
+    }
+
+    /// Up to `limit` entries behind `after`. What no longer reads as an entry is passed over.
+    pub(super) fn after(&mut self, after: Seq, limit: usize) -> Result<Vec<Stored>, StoreError> {
+        self.learn()?;
+        let tx = self.db.unchecked_transaction()?;
+        let mut entries = Vec::new();
+        for (id, end) in partitions(&tx)? {
+            if end.is_some_and(|end| end <= after.0 as i64 + 1) {
+                continue;
+            }
+            let left = limit - entries.len();
+            let mut rows = tx.prepare_cached(&format!(
+                "SELECT seq, kind, channel, boot, mono, wall, clock, quality, value FROM r_{id} \
+                 WHERE seq > ? ORDER BY seq LIMIT ?"
+            ))?;
+            let mut rows = rows.query(params![after.0 as i64, left as i64])?;
+            while let Some(row) = rows.next()? {
+                entries.extend(stored(row, &self.channels, &self.boots)?);
+            }
+            if entries.len() == limit {
+                break;
+            }
+        }
+        Ok(entries)
+    }
+
+    /// Buckets of one channel, oldest first.
+    pub(super) fn history(&mut self, query: &HistoryQuery) -> Result<Vec<Bucket>, StoreError> {
+        let tx = self.db.unchecked_transaction()?;
+        let channel: Option<i64> = tx
+            .prepare_cached("SELECT id FROM channel WHERE name = ?")?
+            .query_map([&query.channel], |row| row.get(0))?
+            .next()
+            .transpose()?;
+        let Some(channel) = channel else { return Ok(Vec::new()) };
+        let mut buckets: HashMap<i64, Bucket> = HashMap::new();
+        let step = query.step_ns.max(1);
+        // From a minute on the minutes' own summaries answer, of the newest two minutes the rows themselves: the open
+        // minute has no summary yet.
+        let raw_from = if step >= MINUTE_NS {
+            let closed = query.to_ns.min(newest_minute(&tx)? * MINUTE_NS);
+            let mut rows = tx.prepare_cached(
+                "SELECT minute, n, min, sum, max FROM rollup WHERE channel = ? AND minute >= ? AND minute < ?",
+            )?;
+            let mut rows = rows.query(params![channel, query.from_ns / MINUTE_NS, closed.div_euclid(MINUTE_NS)])?;
+            while let Some(row) = rows.next()? {
+                let at = row.get::<_, i64>(0)? * MINUTE_NS;
+                add(&mut buckets, at.div_euclid(step) * step, row.get::<_, i64>(1)? as u64, row.get(2)?, row.get(3)?, row.get(4)?);
+            }
+            query.from_ns.max(closed)
+        } else {
+            query.from_ns
+        };
+        if raw_from < query.to_ns {
+            for (id, _) in partitions(&tx)? {
+                let mut rows = tx.prepare_cached(&format!(
+                    "SELECT wall / ?1, count(*), min(value), sum(value), max(value) FROM r_{id} \
+                     WHERE channel = ?2 AND wall >= ?3 AND wall < ?4 AND kind IN ({NUMERIC_KINDS}) \
+                     AND value IS NOT NULL GROUP BY 1"
+                ))?;
+                let mut rows = rows.query(params![step, channel, raw_from, query.to_ns])?;
+                while let Some(row) = rows.next()? {
+                    let at = row.get::<_, i64>(0)? * step;
+                    add(&mut buckets, at, row.get::<_, i64>(1)? as u64, row.get(2)?, row.get(3)?, row.get(4)?);
+                }
+            }
+        }
+        let mut buckets: Vec<Bucket> = buckets.into_values().collect();
+        buckets.sort_by_key(|bucket| bucket.start_ns);
+        for bucket in &mut buckets {
+            bucket.mean /= bucket.n as f64;
+        }
+        Ok(buckets)
+    }
+
+    /// Learns the channels and boots that have come since.
+    fn learn(&mut self) -> Result<(), StoreError> {
+        let known = self.channels.keys().max().copied().unwrap_or_default();
+        let mut rows = self.db.prepare_cached("SELECT id, name, unit FROM channel WHERE id > ?")?;
+        let mut rows = rows.query([known])?;
+        while let Some(row) = rows.next()? {
+            self.channels.insert(row.get(0)?, Arc::new(StoredChannel { name: row.get(1)?, unit: row.get(2)? }));
+        }
+        let known = self.boots.keys().max().copied().unwrap_or_default();
+        let mut rows = self.db.prepare_cached("SELECT id, uuid FROM boot WHERE id > ?")?;
+        let mut rows = rows.query([known])?;
+        while let Some(row) = rows.next()? {
+            let uuid: Vec<u8> = row.get(1)?;
+            let uuid = <[u8; 16]>::try_from(uuid.as_slice()).map_err(|_| damaged("a boot id is not 16 bytes"))?;
+            self.boots.insert(row.get(0)?, BootId(u128::from_be_bytes(uuid)));
+        }
+        Ok(())
+    }
+}
+
+fn stored(
+    row: &Row<'_>,
+    channels: &HashMap<i64, Arc<StoredChannel>>,
+    boots: &HashMap<i64, BootId>,
+) -> Result<Option<Stored>, rusqlite::Error> {
+    let seq = Seq(row.get::<_, i64>(0)? as u64);
+    let channel = channels.get(&row.get(2)?).cloned();
+    let boot = boots.get(&row.get(3)?).copied().unwrap_or(BootId(0));
+    let stamp = entry::stamp(boot, row.get(4)?, row.get(5)?, row.get(6)?);
+    let channel = channel.unwrap_or_else(|| Arc::new(StoredChannel { name: String::new(), unit: String::new() }));
+    let body = entry::body(row.get(1)?, channel, row.get(7)?, row.get_ref(8)?);
+    Ok(body.map(|body| Stored { seq, stamp, body }))
+}
+
+/// Each partition's id with the first place of the next one.
+fn partitions(db: &Connection) -> Result<Vec<(i64, Option<i64>)>, rusqlite::Error> {
+    db.prepare_cached("SELECT id, lead(first) OVER (ORDER BY id) FROM part ORDER BY id")?
+        .query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?
+        .collect()
+}
+
+/// The newest minute with a summary; it may still be added to.
+fn newest_minute(db: &Connection) -> Result<i64, rusqlite::Error> {
+    db.prepare_cached("SELECT coalesce(max(minute), 0) FROM rollup")?.query_row([], |row| row.get(0))
+}
+
+fn add(buckets: &mut HashMap<i64, Bucket>, start_ns: i64, n: u64, min: f64, sum: f64, max: f64) {
+    buckets
+        .entry(start_ns)
+        .and_modify(|bucket| {
+            bucket.n += n;
+            bucket.min = bucket.min.min(min);
+            bucket.mean += sum;
+            bucket.max = bucket.max.max(max);
+        })
+        .or_insert(Bucket { start_ns, n, min, mean: sum, max });
+}
+
+const MINUTE_NS: i64 = 60_000_000_000;
