@@ -71,14 +71,7 @@ impl ChannelSpec {
 
     /// A whole number that only grows.
     pub fn counter(name: impl Into<Cow<'static, str>>, unit: impl Into<Cow<'static, str>>) -> Self {
-        let range = Some((0.0, u64::MAX as f64));
-        Self {
-            precision: 0,
-            kind: Kind::Counter,
-            value_type: ValueType::Integer,
-            range,
-            ..Self::number(name, unit)
-        }
+        Self { precision: 0, kind: Kind::Counter, value_type: ValueType::Integer, ..Self::number(name, unit) }
     }
 
     /// A state that is on or off.
