@@ -1,0 +1,271 @@
+//! Packets from a client: what each of them does (MQTT 5.0 §3).
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use super::{Broker, Event, IngressOrigin, IngressToken, Origin};
+use crate::arena::Key;
+use crate::connection::{Owed, Phase, Stall};
+use crate::session::Incoming;
+use crate::wire::{Ack, Frame, PublishView, Version, kind, write_ack};
+use crate::{Qos, ReasonCode, Topic};
+
+/// Whether a packet was taken, or has to be offered again later.
+pub(super) enum Flow {
+    Taken,
+    Stalled,
+}
+
+impl Broker {
+    pub(super) fn handle_packet(
+        &mut self,
+        now: Instant,
+        key: Key,
+        frame: Frame<'_>,
+    ) -> Result<Flow, ReasonCode> {
+        let connection = self.connections.get_mut(key).expect("the caller looked");
+        let Phase::Connected { session } = connection.phase else {
+            // The first packet is CONNECT, or there is nothing to talk about [MQTT-3.1.0-1].
+            if frame.kind == kind::CONNECT {
+                self.handle_connect(now, key, frame.body);
+                return Ok(Flow::Taken);
+            }
+            return Err(ReasonCode::PROTOCOL_ERROR);
+        };
+        let version = connection.version;
+        match frame.kind {
+            kind::PUBLISH => return self.handle_publish(now, key, session, &frame),
+            kind::PUBACK => self.handle_puback(now, session, Ack::read(version, frame.body)?),
+            kind::PUBREC => self.handle_pubrec(now, key, session, Ack::read(version, frame.body)?),
+            kind::PUBREL => self.handle_pubrel(key, session, Ack::read(version, frame.body)?),
+            kind::PUBCOMP => self.handle_pubcomp(now, session, Ack::read(version, frame.body)?),
+            kind::SUBSCRIBE => self.handle_subscribe(now, key, session, frame.body)?,
+            kind::UNSUBSCRIBE => self.handle_unsubscribe(key, session, frame.body)?,
+            kind::PINGREQ => {
+                connection.output.extend_from_slice(&[kind::PINGRESP << 4, 0]);
+                self.announce(key);
+            }
+            kind::DISCONNECT => self.handle_disconnect(now, key, frame.body)?,
+            // A second CONNECT [MQTT-3.1.0-2], AUTH without a method, and what only a server sends.
+            _ => return Err(ReasonCode::PROTOCOL_ERROR),
+        }
+        Ok(Flow::Taken)
+    }
+
+    fn handle_publish(
+        &mut self,
+        now: Instant,
+        key: Key,
+        session_key: Key,
+        frame: &Frame<'_>,
+    ) -> Result<Flow, ReasonCode> {
+        let connection = self.connections.get_mut(key).expect("the caller looked");
+        let session = self.sessions.get_mut(session_key).expect("a connection in this phase has a session");
+        let version = connection.version;
+        let view = PublishView::read(version, frame.flags, frame.body)?;
+        if !view.subscription_ids.is_empty() {
+            return Err(ReasonCode::PROTOCOL_ERROR);
+        }
+        let (qos, packet_id) = (view.qos, view.packet_id);
+
+        if qos == Qos::ExactlyOnce
+            && let Some(state) = session.incoming.get(&packet_id)
+        {
+            // Sent again: taken once already, acknowledged as far as it is known.
+            let (token, reason) = match state {
+                Incoming::Waiting(token) => (*token, None),
+                Incoming::Taken => (0, Some(ReasonCode::SUCCESS)),
+            };
+            connection.owe(Owed { kind: kind::PUBREC, packet_id, token, reason });
+            self.announce(key);
+            return Ok(Flow::Taken);
+        }
+        if qos != Qos::AtMostOnce
+            && connection.owed_pubacks + session.incoming.len() >= usize::from(self.limits.receive_maximum)
+        {
+            if version == Version::V5 {
+                return Err(ReasonCode::RECEIVE_MAXIMUM_EXCEEDED);
+            }
+            // An older client knows no such bound: it is read again when acknowledgements have left. Only if it must
+            // be read for that, because QoS 2 messages wait for their PUBREL, is it closed.
+            if connection.owed.is_empty() {
+                return Err(ReasonCode::RECEIVE_MAXIMUM_EXCEEDED);
+            }
+            connection.stall = Some(Stall::Owed);
+            return Ok(Flow::Stalled);
+        }
+
+        let topic = match view.topic_alias {
+            None => match &connection.last_topic {
+                Some(last) if last.as_str() == view.topic => last.clone(),
+                _ => {
+                    let topic = Topic::new(view.topic).map_err(|_| ReasonCode::TOPIC_INVALID)?;
+                    connection.last_topic = Some(topic.clone());
+                    topic
+                }
+            },
+            Some(alias) if alias == 0 || alias > self.limits.topic_aliases => {
+                return Err(ReasonCode::TOPIC_ALIAS_INVALID);
+            }
+            Some(alias) if view.topic.is_empty() => {
+                connection.aliases.get(&alias).cloned().ok_or(ReasonCode::PROTOCOL_ERROR)?
+            }
+            Some(alias) => {
+                let topic = Topic::new(view.topic).map_err(|_| ReasonCode::TOPIC_INVALID)?;
+                connection.aliases.insert(alias, topic.clone());
+                topic
+            }
+        };
+
+        let is_forwarded = self.forwarded.len() > 0 && self.is_forwarded(&topic);
+        if is_forwarded && qos != Qos::AtMostOnce && self.ingress.len() >= self.limits.ingress {
+            self.counters.stalls += 1;
+            self.connections.get_mut(key).expect("looked up above").stall = Some(Stall::Ingress);
+            self.waiting_for_ingress.push_back(key);
+            return Ok(Flow::Stalled);
+        }
+
+        self.counters.received += 1;
+        let session = self.sessions.get(session_key).expect("looked up above");
+        let client_id = session.principal.client_id.clone();
+        if !self.may_publish(&session.principal, &topic, view.retain) {
+            self.counters.denied_publishes += 1;
+            // Before 5.0 there is no way to say so but to close; the message is taken and dropped [MQTT-3.3.5-2].
+            let reason =
+                if version == Version::V5 { ReasonCode::NOT_AUTHORIZED } else { ReasonCode::SUCCESS };
+            self.owe(key, session_key, qos, packet_id, 0, Some(reason));
+            return Ok(Flow::Taken);
+        }
+
+        let origin = Origin::Client(client_id);
+        let message = Arc::new(view.into_message(topic));
+        let mut token = 0;
+        if is_forwarded {
+            if qos != Qos::AtMostOnce {
+                token = self.next_token;
+                self.next_token += 1;
+                self.ingress.insert(token, IngressOrigin { session: session_key, packet_id, qos });
+            }
+            self.events.push_back(Event::Ingress {
+                token: (token != 0).then_some(IngressToken(token)),
+                message: message.clone(),
+                origin: origin.clone(),
+            });
+        }
+        self.route(now, Some(session_key), &origin, &message);
+        let reason = (token == 0).then_some(ReasonCode::SUCCESS);
+        self.owe(key, session_key, qos, packet_id, token, reason);
+        Ok(Flow::Taken)
+    }
+
+    /// Owes the client PUBACK or PUBREC.
+    fn owe(
+        &mut self,
+        key: Key,
+        session: Key,
+        qos: Qos,
+        packet_id: u16,
+        token: u64,
+        reason: Option<ReasonCode>,
+    ) {
+        if qos == Qos::AtMostOnce {
+            return;
+        }
+        let kind = if qos == Qos::AtLeastOnce { kind::PUBACK } else { kind::PUBREC };
+        // A refused QoS 2 message ends with its PUBREC; any other is remembered until PUBREL.
+        if qos == Qos::ExactlyOnce
+            && !reason.is_some_and(ReasonCode::is_error)
+            && let Some(session) = self.sessions.get_mut(session)
+        {
+            let state = if token == 0 { Incoming::Taken } else { Incoming::Waiting(token) };
+            session.incoming.insert(packet_id, state);
+        }
+        if let Some(connection) = self.connections.get_mut(key) {
+            connection.owe(Owed { kind, packet_id, token, reason });
+            self.announce(key);
+        }
+    }
+
+    /// An ingress message is stored, or is not.
+    pub(super) fn settle_ingress(
+        &mut self,
+        now: Instant,
+        token: u64,
+        origin: &IngressOrigin,
+        stored: Result<(), ReasonCode>,
+    ) {
+        if stored.is_err() {
+            self.counters.failed_ingress += 1;
+        }
+        let Some(session) = self.sessions.get_mut(origin.session) else { return };
+        if origin.qos == Qos::ExactlyOnce
+            && session.incoming.get(&origin.packet_id) == Some(&Incoming::Waiting(token))
+        {
+            match stored {
+                Ok(()) => session.incoming.insert(origin.packet_id, Incoming::Taken),
+                // The client will send it anew, and then it is a new message.
+                Err(_) => session.incoming.remove(&origin.packet_id),
+            };
+        }
+        let Some(key) = session.connection else { return };
+        let Some(connection) = self.connections.get_mut(key) else { return };
+        let reason = stored.err().unwrap_or(ReasonCode::SUCCESS);
+        for owed in connection.owed.iter_mut().filter(|owed| owed.token == token) {
+            owed.reason = Some(reason);
+        }
+        if !connection.settle() {
+            // Before 5.0 "not stored" has no words: without an acknowledgement the client sends it again.
+            self.close(now, key, true);
+            return;
+        }
+        self.announce(key);
+        self.resume(now, key, Stall::Owed);
+    }
+
+    fn handle_puback(&mut self, now: Instant, session: Key, ack: Ack) {
+        let held = self.sessions.get_mut(session).expect("a connected client has a session");
+        // An id that is not in flight is passed over: after a reconnect with a new session a client may well
+        // acknowledge what the old one sent.
+        if held.sent.acknowledge(ack.packet_id).is_some() {
+            self.pump(now, session);
+        }
+    }
+
+    fn handle_pubrec(&mut self, now: Instant, key: Key, session: Key, ack: Ack) {
+        let held = self.sessions.get_mut(session).expect("a connected client has a session");
+        if ack.reason.is_error() {
+            if held.sent.reject(ack.packet_id).is_some() {
+                self.pump(now, session);
+            }
+            return;
+        }
+        let is_known = held.sent.receive(ack.packet_id);
+        let reason = if is_known { ReasonCode::SUCCESS } else { ReasonCode::PACKET_ID_NOT_FOUND };
+        let connection = self.connections.get_mut(key).expect("the caller looked");
+        write_ack(&mut connection.output, connection.version, kind::PUBREL, ack.packet_id, reason);
+        self.announce(key);
+    }
+
+    fn handle_pubrel(&mut self, key: Key, session: Key, ack: Ack) {
+        let held = self.sessions.get_mut(session).expect("a connected client has a session");
+        // Answered even if the id is unknown: the client may have lost our first answer [MQTT-4.3.3-11].
+        let is_known = held.incoming.remove(&ack.packet_id).is_some();
+        let reason = if is_known { ReasonCode::SUCCESS } else { ReasonCode::PACKET_ID_NOT_FOUND };
+        let connection = self.connections.get_mut(key).expect("the caller looked");
+        write_ack(&mut connection.output, connection.version, kind::PUBCOMP, ack.packet_id, reason);
+        self.announce(key);
+    }
+
+    fn handle_pubcomp(&mut self, now: Instant, session: Key, ack: Ack) {
+        let held = self.sessions.get_mut(session).expect("a connected client has a session");
+        if held.sent.complete(ack.packet_id) {
+            self.pump(now, session);
+        }
+    }
+
+    pub(super) fn is_forwarded(&self, topic: &Topic) -> bool {
+        let mut is_forwarded = false;
+        self.forwarded.matches(topic, &mut |_| is_forwarded = true);
+        is_forwarded
+    }
+}

@@ -1,0 +1,686 @@
+//! The client side, for the way out: publishes the caller's log and says when each entry is safe.
+//!
+//! The caller keeps the messages, the client only what the protocol needs to finish them: which of the caller's ids
+//! went out under which packet id, and how far it got. After a reconnect the caller offers everything unconfirmed
+//! again, in the order of its log; what the broker already holds is not sent twice. That state can be exported and
+//! imported, so that QoS 2 stays exactly-once over a restart of the process, provided the broker kept the session.
+//!
+//! ```text
+//! connect ──► transmit ⇄ handle_input ──► poll_event: Connected, Confirmed, Failed, Message, Subscribed, Closed
+//!                 ▲
+//! publish ────────┘        handle_timeout (at deadline)         handle_gone, then connect again
+//! ```
+
+mod options;
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::time::{Duration, Instant};
+
+use mqtt_protocol_core::mqtt::packet::{Property, v5_0};
+use thiserror::Error;
+
+pub use options::{Options, OptionsError};
+
+use crate::wire::{
+    self, Ack, Frame, PublishView, Reader, Version, encode_publish, kind, write_ack, write_disconnect,
+    write_field, write_length,
+};
+use crate::{Filter, Message, Qos, ReasonCode, Topic};
+
+/// One connection after another to one broker; see the [module](self).
+pub struct Client {
+    options: Options,
+    phase: Phase,
+    input: Vec<u8>,
+    output: Vec<u8>,
+    events: VecDeque<Event>,
+    /// Messages without a final answer, by the caller's id.
+    sent: HashMap<u64, Sent>,
+    /// The caller's id of each packet id in use.
+    ids: HashMap<u16, u64>,
+    next_packet_id: u16,
+    /// SUBSCRIBE and UNSUBSCRIBE packets without an answer.
+    subscribing: BTreeSet<u16>,
+    /// How many of them went out on this connection: what the window bounds.
+    offered: usize,
+    /// QoS 2 messages taken and not yet released by the broker: the token of each, and whether the caller is done.
+    incoming: BTreeMap<u16, (u64, bool)>,
+    /// PUBACKs and PUBRECs owed to the broker, in the order of its PUBLISH packets [MQTT-4.6.0-2].
+    owed: VecDeque<Owed>,
+    next_token: u64,
+    aliases: HashMap<u16, Topic>,
+    /// What the broker granted, once connected.
+    granted: Granted,
+    heard: Instant,
+    written: Instant,
+    /// Until when the broker has to have answered a PINGREQ.
+    answer_due: Option<Instant>,
+}
+
+/// What has happened.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// The broker accepted the connection: offer what is unconfirmed, then go on.
+    Connected {
+        /// Whether the broker had kept the session. If not, subscriptions have to be made again.
+        session_present: bool,
+        /// The client id the broker chose, if it was asked to.
+        assigned_client_id: Option<String>,
+    },
+    /// The broker has taken responsibility for this message (PUBACK or PUBCOMP).
+    Confirmed {
+        /// The caller's id.
+        id: u64,
+    },
+    /// The broker refused this message, or could never be sent it.
+    Failed {
+        /// The caller's id.
+        id: u64,
+        /// Why.
+        reason: ReasonCode,
+    },
+    /// A message came.
+    Message {
+        /// The message.
+        message: Message,
+        /// To be given to [`Client::acknowledge`]; `None` if nothing is owed for it.
+        token: Option<AckToken>,
+    },
+    /// SUBACK or UNSUBACK.
+    Subscribed {
+        /// What [`Client::subscribe`] or [`Client::unsubscribe`] returned.
+        packet_id: u16,
+        /// One answer per filter, in order; empty for a 3.1.1 UNSUBACK.
+        codes: Vec<ReasonCode>,
+    },
+    /// The connection is over: write what [`Client::transmit`] still gives and close it.
+    Closed {
+        /// Why; success if we asked for it.
+        reason: ReasonCode,
+    },
+}
+
+/// A received message that is not acknowledged yet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct AckToken(u64);
+
+/// A message that was sent and has no final answer: what has to outlive the process so that QoS 2 stays exactly-once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Unfinished {
+    /// The caller's id.
+    pub id: u64,
+    /// The packet id it was sent under.
+    pub packet_id: u16,
+    /// Its QoS.
+    pub qos: Qos,
+    /// Whether PUBREC has come: then only PUBREL and PUBCOMP are missing, and the message must not be sent again.
+    pub is_received: bool,
+}
+
+/// Why [`Client::publish`] did not take a message. Nothing is lost: it is the caller's still.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+pub enum PublishError {
+    /// There is no connection; offer it again after [`Event::Connected`].
+    #[error("not connected")]
+    NotConnected,
+    /// As many messages as agreed are unconfirmed; offer it again after [`Event::Confirmed`].
+    #[error("window full")]
+    WindowFull,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    Closed,
+    Connecting { until: Instant },
+    Connected,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Sent {
+    packet_id: u16,
+    qos: Qos,
+    is_received: bool,
+    /// Whether it went out on this connection.
+    is_offered: bool,
+}
+
+struct Owed {
+    kind: u8,
+    packet_id: u16,
+    token: u64,
+    is_ready: bool,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Granted {
+    window: usize,
+    packet_bytes: usize,
+    qos: Qos,
+    retain: bool,
+    keep_alive: Duration,
+}
+
+impl Client {
+    /// A client without a connection.
+    pub fn new(now: Instant, options: Options) -> Result<Self, OptionsError> {
+        options.check()?;
+        let granted = Granted {
+            window: usize::from(options.window),
+            packet_bytes: wire::MAX_PACKET,
+            qos: Qos::ExactlyOnce,
+            retain: true,
+            keep_alive: options.keep_alive,
+        };
+        Ok(Self {
+            options,
+            phase: Phase::Closed,
+            input: Vec::new(),
+            output: Vec::new(),
+            events: VecDeque::new(),
+            sent: HashMap::new(),
+            ids: HashMap::new(),
+            next_packet_id: 1,
+            subscribing: BTreeSet::new(),
+            offered: 0,
+            incoming: BTreeMap::new(),
+            owed: VecDeque::new(),
+            next_token: 1,
+            aliases: HashMap::new(),
+            granted,
+            heard: now,
+            written: now,
+            answer_due: None,
+        })
+    }
+
+    /// Takes over what another client, of an earlier process perhaps, left unfinished in the same session; before the
+    /// first [`Client::connect`].
+    pub fn import(&mut self, unfinished: &[Unfinished], incoming: &[u16]) {
+        for entry in unfinished {
+            let Unfinished { id, packet_id, qos, is_received } = *entry;
+            self.sent.insert(id, Sent { packet_id, qos, is_received, is_offered: false });
+            self.ids.insert(packet_id, id);
+        }
+        self.incoming.extend(incoming.iter().map(|packet_id| (*packet_id, (0, true))));
+    }
+
+    /// What is sent and has no final answer, in order of id.
+    pub fn unfinished(&self) -> Vec<Unfinished> {
+        let mut list: Vec<Unfinished> = self
+            .sent
+            .iter()
+            .map(|(id, sent)| Unfinished {
+                id: *id,
+                packet_id: sent.packet_id,
+                qos: sent.qos,
+                is_received: sent.is_received,
+            })
+            .collect();
+        list.sort_unstable_by_key(|entry| entry.id);
+        list
+    }
+
+    /// Packet ids of QoS 2 messages that the caller has acknowledged and the broker has not yet released; they belong
+    /// to [`Client::import`].
+    pub fn incoming(&self) -> Vec<u16> {
+        self.incoming.iter().filter(|(_, (_, is_done))| *is_done).map(|(packet_id, _)| *packet_id).collect()
+    }
+
+    /// Begins a connection: the transport is open, CONNECT is ready to be written.
+    pub fn connect(&mut self, now: Instant) {
+        self.handle_gone();
+        self.output.clear();
+        if self.options.clean_start && self.options.session_expiry.is_zero() {
+            self.forget_session();
+        }
+        self.options.write_connect(&mut self.output);
+        self.phase = Phase::Connecting { until: now + self.options.response_timeout };
+        self.heard = now;
+    }
+
+    /// The transport is closed, by whomever. What is unfinished stays so.
+    pub fn handle_gone(&mut self) {
+        self.phase = Phase::Closed;
+        self.input = Vec::new();
+        self.owed.clear();
+        self.subscribing.clear();
+        self.aliases.clear();
+        self.answer_due = None;
+        self.offered = 0;
+        for sent in self.sent.values_mut() {
+            sent.is_offered = false;
+        }
+    }
+
+    /// Whether CONNACK has come.
+    pub fn is_connected(&self) -> bool {
+        self.phase == Phase::Connected
+    }
+
+    /// How many more messages [`Client::publish`] takes now at QoS 1 and 2.
+    pub fn capacity(&self) -> usize {
+        if self.is_connected() { self.granted.window.saturating_sub(self.offered) } else { 0 }
+    }
+
+    /// Sends a message under the caller's id. At QoS 1 and 2 [`Event::Confirmed`] or [`Event::Failed`] follows; at
+    /// QoS 0 nothing does. An id that is in flight already is not sent a second time on one connection.
+    pub fn publish(&mut self, id: u64, message: &Message) -> Result<(), PublishError> {
+        if !self.is_connected() {
+            return Err(PublishError::NotConnected);
+        }
+        let known = self.sent.get(&id).copied();
+        let qos = known.map_or(message.qos, |sent| sent.qos);
+        if known.is_some_and(|sent| sent.is_offered || sent.is_received) {
+            return Ok(());
+        }
+        let has_no_id_left = known.is_none() && self.sent.len() >= MAX_UNFINISHED;
+        if qos != Qos::AtMostOnce && (self.offered >= self.granted.window || has_no_id_left) {
+            return Err(PublishError::WindowFull);
+        }
+        if let Some(reason) = self.refusal(message, qos) {
+            self.forget(id);
+            self.events.push_back(Event::Failed { id, reason });
+            return Ok(());
+        }
+        let packet_id = match known {
+            Some(sent) => sent.packet_id,
+            None if qos == Qos::AtMostOnce => 0,
+            None => self.take_packet_id(),
+        };
+        let start = self.output.len();
+        encode_publish(&mut self.output, self.options.version, message, known.is_some(), qos, packet_id);
+        if self.output.len() - start > self.granted.packet_bytes {
+            self.output.truncate(start);
+            self.forget(id);
+            self.events.push_back(Event::Failed { id, reason: ReasonCode::PACKET_TOO_LARGE });
+            return Ok(());
+        }
+        if qos != Qos::AtMostOnce {
+            self.sent.insert(id, Sent { packet_id, qos, is_received: false, is_offered: true });
+            self.ids.insert(packet_id, id);
+            self.offered += 1;
+        }
+        Ok(())
+    }
+
+    /// The caller will not offer this message again: its packet id is free, and a late answer to it is passed over.
+    pub fn forget(&mut self, id: u64) {
+        if let Some(sent) = self.sent.remove(&id) {
+            self.ids.remove(&sent.packet_id);
+            self.offered -= usize::from(sent.is_offered);
+        }
+    }
+
+    /// Asks for messages; [`Event::Subscribed`] answers with the packet id returned here.
+    pub fn subscribe(&mut self, filters: &[(Filter, Qos)]) -> Result<u16, PublishError> {
+        self.write_subscription(kind::SUBSCRIBE, filters.iter().map(|(filter, qos)| (filter, Some(*qos))))
+    }
+
+    /// Asks for no more messages; [`Event::Subscribed`] answers with the packet id returned here.
+    pub fn unsubscribe(&mut self, filters: &[Filter]) -> Result<u16, PublishError> {
+        self.write_subscription(kind::UNSUBSCRIBE, filters.iter().map(|filter| (filter, None)))
+    }
+
+    /// The caller is done with a message: the broker may forget it. Acknowledgements leave in the order the messages
+    /// came. If the connection on which the message came is gone, the broker sends it again: a QoS 2 message is then
+    /// acknowledged at once, a QoS 1 message comes a second time.
+    pub fn acknowledge(&mut self, token: AckToken) {
+        for (known, is_done) in self.incoming.values_mut() {
+            *is_done |= *known == token.0;
+        }
+        if let Some(owed) = self.owed.iter_mut().find(|owed| owed.token == token.0) {
+            owed.is_ready = true;
+            self.settle();
+        }
+    }
+
+    /// Says goodbye: no will is published. [`Event::Closed`] follows.
+    pub fn disconnect(&mut self) {
+        if self.is_connected() {
+            write_disconnect(&mut self.output, self.options.version, ReasonCode::SUCCESS);
+        }
+        self.close(ReasonCode::SUCCESS);
+    }
+
+    /// Swaps the bytes to write into `buffer`, which has to be empty.
+    pub fn transmit(&mut self, now: Instant, buffer: &mut Vec<u8>) {
+        debug_assert!(buffer.is_empty(), "what was taken before has to be written first");
+        if !self.output.is_empty() {
+            self.written = now;
+            std::mem::swap(&mut self.output, buffer);
+        }
+    }
+
+    /// Bytes came from the broker.
+    pub fn handle_input(&mut self, now: Instant, bytes: &[u8]) {
+        if self.phase == Phase::Closed {
+            return;
+        }
+        self.heard = now;
+        self.answer_due = None;
+        let mut input = std::mem::take(&mut self.input);
+        let mut read = 0;
+        input.extend_from_slice(bytes);
+        while self.phase != Phase::Closed {
+            let result = match wire::next_frame(&input[read..], self.options.packet_bytes as usize) {
+                Ok(None) => break,
+                Ok(Some(frame)) => {
+                    read += frame.len;
+                    self.handle_packet(&frame)
+                }
+                Err(reason) => Err(reason),
+            };
+            if let Err(reason) = result {
+                self.fail(reason);
+            }
+        }
+        if self.phase != Phase::Closed && read < input.len() {
+            input.drain(..read);
+            self.input = input;
+        }
+    }
+
+    /// What has happened, oldest first.
+    pub fn poll_event(&mut self) -> Option<Event> {
+        self.events.pop_front()
+    }
+
+    /// When [`Client::handle_timeout`] wants to be called next.
+    pub fn deadline(&self) -> Option<Instant> {
+        match self.phase {
+            Phase::Closed => None,
+            Phase::Connecting { until } => Some(until),
+            Phase::Connected => self.answer_due.or_else(|| self.ping_due()),
+        }
+    }
+
+    /// Sends a PINGREQ or gives up a connection that does not answer.
+    pub fn handle_timeout(&mut self, now: Instant) {
+        if self.deadline().is_none_or(|deadline| now < deadline) {
+            return;
+        }
+        if self.phase != Phase::Connected || self.answer_due.is_some() {
+            self.close(ReasonCode::KEEP_ALIVE_TIMEOUT);
+            return;
+        }
+        self.output.extend_from_slice(&[kind::PINGREQ << 4, 0]);
+        self.written = now;
+        self.answer_due = Some(now + self.options.response_timeout);
+    }
+
+    fn handle_packet(&mut self, frame: &Frame<'_>) -> Result<(), ReasonCode> {
+        let version = self.options.version;
+        if !self.is_connected() {
+            return if frame.kind == kind::CONNACK {
+                self.handle_connack(frame.body)
+            } else {
+                Err(ReasonCode::PROTOCOL_ERROR)
+            };
+        }
+        match frame.kind {
+            kind::PUBLISH => return self.handle_publish(frame),
+            kind::PUBACK => {
+                let ack = Ack::read(version, frame.body)?;
+                self.finish(ack, |sent| sent.qos == Qos::AtLeastOnce);
+            }
+            kind::PUBREC => self.handle_pubrec(Ack::read(version, frame.body)?),
+            kind::PUBCOMP => {
+                let mut ack = Ack::read(version, frame.body)?;
+                // "Unknown" says that the broker finished it before: delivered all the same.
+                if ack.reason == ReasonCode::PACKET_ID_NOT_FOUND {
+                    ack.reason = ReasonCode::SUCCESS;
+                }
+                self.finish(ack, |sent| sent.is_received);
+            }
+            kind::PUBREL => {
+                let ack = Ack::read(version, frame.body)?;
+                let is_known = self.incoming.remove(&ack.packet_id).is_some();
+                let reason = if is_known { ReasonCode::SUCCESS } else { ReasonCode::PACKET_ID_NOT_FOUND };
+                write_ack(&mut self.output, version, kind::PUBCOMP, ack.packet_id, reason);
+            }
+            kind::SUBACK | kind::UNSUBACK => {
+                let mut reader = Reader(frame.body);
+                let packet_id = reader.packet_id()?;
+                if version == Version::V5 {
+                    reader.properties()?;
+                }
+                if self.subscribing.remove(&packet_id) {
+                    let codes = reader.0.iter().map(|code| ReasonCode(*code)).collect();
+                    self.events.push_back(Event::Subscribed { packet_id, codes });
+                }
+            }
+            kind::PINGRESP => {}
+            kind::DISCONNECT if version == Version::V5 => {
+                let reason = frame.body.first().map_or(ReasonCode::SUCCESS, |code| ReasonCode(*code));
+                self.close(reason);
+            }
+            _ => return Err(ReasonCode::PROTOCOL_ERROR),
+        }
+        Ok(())
+    }
+
+    fn handle_connack(&mut self, body: &[u8]) -> Result<(), ReasonCode> {
+        let mut reader = Reader(body);
+        let flags = reader.byte()?;
+        let code = reader.byte()?;
+        if flags > 1 {
+            return Err(ReasonCode::PROTOCOL_ERROR);
+        }
+        let is_v5 = self.options.version == Version::V5;
+        let reason = if is_v5 { ReasonCode(code) } else { ReasonCode::from_v3_connack(code) };
+        if reason != ReasonCode::SUCCESS {
+            self.close(reason);
+            return Ok(());
+        }
+        let mut granted = Granted {
+            window: usize::from(self.options.window),
+            packet_bytes: wire::MAX_PACKET,
+            qos: Qos::ExactlyOnce,
+            retain: true,
+            keep_alive: self.options.keep_alive,
+        };
+        let mut assigned_client_id = None;
+        if is_v5 {
+            // The crate knows which properties belong into CONNACK and how often.
+            let (connack, length) = v5_0::Connack::parse(body).map_err(wire::reason_of)?;
+            if length != body.len() {
+                return Err(ReasonCode::MALFORMED_PACKET);
+            }
+            for property in connack.props() {
+                match property {
+                    Property::ReceiveMaximum(value) => {
+                        granted.window = granted.window.min(usize::from(value.val()));
+                    }
+                    Property::MaximumPacketSize(value) => granted.packet_bytes = value.val() as usize,
+                    Property::MaximumQos(value) => {
+                        granted.qos = Qos::new(value.val()).ok_or(ReasonCode::PROTOCOL_ERROR)?;
+                    }
+                    Property::RetainAvailable(value) => granted.retain = value.val() == 1,
+                    Property::ServerKeepAlive(value) => {
+                        granted.keep_alive = Duration::from_secs(u64::from(value.val()));
+                    }
+                    Property::AssignedClientIdentifier(value) => {
+                        assigned_client_id = Some(value.val().to_owned());
+                    }
+                    _ => {}
+                }
+            }
+        } else {
+            reader.end()?;
+        }
+        let session_present = flags == 1;
+        // A session that we don't know, because we asked for none, is a broker's mistake [MQTT-3.2.2-4].
+        if session_present && self.options.clean_start {
+            return Err(ReasonCode::PROTOCOL_ERROR);
+        }
+        self.granted = granted;
+        self.phase = Phase::Connected;
+        if session_present {
+            self.release_received();
+        } else {
+            self.forget_session();
+        }
+        self.events.push_back(Event::Connected { session_present, assigned_client_id });
+        Ok(())
+    }
+
+    /// After a reconnect: what the broker has received needs PUBREL again, in the order of the packet ids' messages
+    /// [MQTT-4.4.0-1].
+    fn release_received(&mut self) {
+        for entry in self.unfinished() {
+            if entry.is_received {
+                write_ack(
+                    &mut self.output,
+                    self.options.version,
+                    kind::PUBREL,
+                    entry.packet_id,
+                    ReasonCode::SUCCESS,
+                );
+            }
+        }
+    }
+
+    fn handle_publish(&mut self, frame: &Frame<'_>) -> Result<(), ReasonCode> {
+        let view = PublishView::read(self.options.version, frame.flags, frame.body)?;
+        let (qos, packet_id) = (view.qos, view.packet_id);
+        // We offer no topic aliases, so none may be used [MQTT-3.1.2-26, -27].
+        if view.topic_alias.is_some() {
+            return Err(ReasonCode::TOPIC_ALIAS_INVALID);
+        }
+        if qos != Qos::AtMostOnce && self.owed.len() >= usize::from(self.options.receive_maximum.max(1)) {
+            return Err(ReasonCode::RECEIVE_MAXIMUM_EXCEEDED);
+        }
+        let known = if qos == Qos::ExactlyOnce { self.incoming.get(&packet_id).copied() } else { None };
+        let is_repeated = known.is_some();
+        let (token, is_ready) = known.unwrap_or((self.next_token, self.options.acknowledges_by_itself));
+        self.next_token += 1;
+        match qos {
+            Qos::AtMostOnce => {}
+            Qos::AtLeastOnce => self.owed.push_back(Owed { kind: kind::PUBACK, packet_id, token, is_ready }),
+            Qos::ExactlyOnce => {
+                self.incoming.insert(packet_id, (token, is_ready));
+                self.owed.push_back(Owed { kind: kind::PUBREC, packet_id, token, is_ready });
+            }
+        }
+        if !is_repeated {
+            let topic = Topic::new(view.topic).map_err(|_| ReasonCode::TOPIC_INVALID)?;
+            let is_owed = qos != Qos::AtMostOnce && !self.options.acknowledges_by_itself;
+            let token = is_owed.then_some(AckToken(token));
+            self.events.push_back(Event::Message { message: view.into_message(topic), token });
+        }
+        self.settle();
+        Ok(())
+    }
+
+    fn handle_pubrec(&mut self, ack: Ack) {
+        let sent = self.ids.get(&ack.packet_id).and_then(|id| self.sent.get_mut(id));
+        let mut reason = ReasonCode::PACKET_ID_NOT_FOUND;
+        if let Some(sent) = sent
+            && sent.qos == Qos::ExactlyOnce
+        {
+            if ack.reason.is_error() {
+                self.finish(ack, |sent| !sent.is_received);
+                return;
+            }
+            sent.is_received = true;
+            reason = ReasonCode::SUCCESS;
+        }
+        write_ack(&mut self.output, self.options.version, kind::PUBREL, ack.packet_id, reason);
+    }
+
+    /// A final answer to one of our messages.
+    fn finish(&mut self, ack: Ack, fits: impl Fn(&Sent) -> bool) {
+        let Some(&id) = self.ids.get(&ack.packet_id) else { return };
+        if !self.sent.get(&id).is_some_and(fits) {
+            return;
+        }
+        self.forget(id);
+        self.events.push_back(if ack.reason.is_error() {
+            Event::Failed { id, reason: ack.reason }
+        } else {
+            Event::Confirmed { id }
+        });
+    }
+
+    fn settle(&mut self) {
+        while self.owed.front().is_some_and(|owed| owed.is_ready)
+            && let Some(owed) = self.owed.pop_front()
+        {
+            write_ack(&mut self.output, self.options.version, owed.kind, owed.packet_id, ReasonCode::SUCCESS);
+        }
+    }
+
+    /// Why this broker would never take this message.
+    fn refusal(&self, message: &Message, qos: Qos) -> Option<ReasonCode> {
+        if qos > self.granted.qos {
+            return Some(ReasonCode(0x9b));
+        }
+        (message.retain && !self.granted.retain).then_some(ReasonCode(0x9a))
+    }
+
+    fn write_subscription<'a>(
+        &mut self,
+        kind: u8,
+        filters: impl Iterator<Item = (&'a Filter, Option<Qos>)>,
+    ) -> Result<u16, PublishError> {
+        if !self.is_connected() {
+            return Err(PublishError::NotConnected);
+        }
+        let packet_id = self.take_packet_id();
+        let mut body = packet_id.to_be_bytes().to_vec();
+        if self.options.version == Version::V5 {
+            body.push(0);
+        }
+        for (filter, qos) in filters {
+            write_field(&mut body, filter.as_str().as_bytes());
+            body.extend(qos.map(|qos| qos as u8));
+        }
+        self.output.push((kind << 4) | 2);
+        write_length(&mut self.output, body.len());
+        self.output.extend_from_slice(&body);
+        self.subscribing.insert(packet_id);
+        Ok(packet_id)
+    }
+
+    /// The next packet id not in use. There is one: the window is far smaller than the number of ids.
+    fn take_packet_id(&mut self) -> u16 {
+        loop {
+            let packet_id = self.next_packet_id;
+            self.next_packet_id = packet_id.checked_add(1).unwrap_or(1);
+            if !self.ids.contains_key(&packet_id) && !self.subscribing.contains(&packet_id) {
+                return packet_id;
+            }
+        }
+    }
+
+    fn forget_session(&mut self) {
+        self.sent.clear();
+        self.ids.clear();
+        self.offered = 0;
+        self.incoming.clear();
+    }
+
+    fn fail(&mut self, reason: ReasonCode) {
+        if self.is_connected() && self.options.version == Version::V5 {
+            write_disconnect(&mut self.output, Version::V5, reason);
+        }
+        self.close(reason);
+    }
+
+    fn close(&mut self, reason: ReasonCode) {
+        if self.phase != Phase::Closed {
+            self.phase = Phase::Closed;
+            self.events.push_back(Event::Closed { reason });
+        }
+    }
+
+    /// A PINGREQ is due when one direction has been silent for the keep-alive: ours, as the protocol demands; theirs,
+    /// so that a dead link is noticed while we are sending into it.
+    fn ping_due(&self) -> Option<Instant> {
+        let keep_alive = self.granted.keep_alive;
+        (!keep_alive.is_zero()).then(|| self.written.min(self.heard) + keep_alive)
+    }
+}
+
+/// Unfinished messages at most, so that there is always a packet id left.
+const MAX_UNFINISHED: usize = 60_000;

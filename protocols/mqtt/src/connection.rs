@@ -1,0 +1,138 @@
+//! One peer of the broker: its bytes in both directions and what was agreed with it.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::time::{Duration, Instant};
+
+use crate::access::Peer;
+use crate::arena::Key;
+use crate::wire::{self, Connect, Version, kind};
+use crate::{ReasonCode, Topic};
+
+pub(crate) struct Connection {
+    pub(crate) peer: Peer,
+    pub(crate) phase: Phase,
+    pub(crate) version: Version,
+    /// Received and not yet read: the front of a packet, or everything while the connection is not read.
+    pub(crate) input: Vec<u8>,
+    /// Written and not yet taken by the caller.
+    pub(crate) output: Vec<u8>,
+    /// Whether the caller knows that there is output.
+    pub(crate) is_announced: bool,
+    /// Why nothing more is read from it at the moment.
+    pub(crate) stall: Option<Stall>,
+    /// Zero is off.
+    pub(crate) keep_alive: Duration,
+    /// When the last packet came.
+    pub(crate) heard: Instant,
+    /// The entry of this connection among the deadlines.
+    pub(crate) timer: Option<Instant>,
+    /// The client's receive maximum.
+    pub(crate) receive_maximum: u16,
+    /// The largest packet the client takes.
+    pub(crate) maximum_packet: usize,
+    pub(crate) aliases: BTreeMap<u16, Topic>,
+    /// PUBACKs and PUBRECs owed, in the order of their PUBLISH packets [MQTT-4.6.0-2, -3].
+    pub(crate) owed: VecDeque<Owed>,
+    /// How many of them are PUBACKs.
+    pub(crate) owed_pubacks: usize,
+    /// The topic of the last PUBLISH: the next one often has the same.
+    pub(crate) last_topic: Option<Topic>,
+}
+
+/// What a connection that is not read waits for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Stall {
+    /// The verdict on its CONNECT.
+    Verdict,
+    /// A place among the ingress messages.
+    Ingress,
+    /// Its own acknowledgements.
+    Owed,
+}
+
+/// How far a connection has come.
+pub(crate) enum Phase {
+    /// Nothing but CONNECT is taken.
+    Opened,
+    /// The CONNECT waits for a verdict.
+    Judged(Box<Connect>),
+    /// CONNACK has been sent.
+    Connected { session: Key },
+    /// Whatever is in `output` is still to be written; nothing is read.
+    Closing,
+}
+
+/// An acknowledgement owed to the client.
+pub(crate) struct Owed {
+    pub(crate) kind: u8,
+    pub(crate) packet_id: u16,
+    /// The ingress token it waits for; 0 when it waits for none.
+    pub(crate) token: u64,
+    /// What to say; `None` while waiting.
+    pub(crate) reason: Option<ReasonCode>,
+}
+
+impl Connection {
+    pub(crate) fn new(now: Instant, peer: Peer) -> Self {
+        Self {
+            peer,
+            phase: Phase::Opened,
+            version: Version::V311,
+            input: Vec::new(),
+            output: Vec::new(),
+            is_announced: false,
+            stall: None,
+            keep_alive: Duration::ZERO,
+            heard: now,
+            timer: None,
+            receive_maximum: u16::MAX,
+            maximum_packet: usize::MAX,
+            aliases: BTreeMap::new(),
+            owed: VecDeque::new(),
+            owed_pubacks: 0,
+            last_topic: None,
+        }
+    }
+
+    pub(crate) fn session(&self) -> Option<Key> {
+        match &self.phase {
+            Phase::Connected { session } => Some(*session),
+            _ => None,
+        }
+    }
+
+    /// The moment after which a silent client is given up, if it is to be given up at all.
+    pub(crate) fn silent_until(&self) -> Option<Instant> {
+        // One and a half times the keep-alive [MQTT-3.1.2-22].
+        (!self.keep_alive.is_zero()).then(|| self.heard + self.keep_alive * 3 / 2)
+    }
+
+    /// Puts an acknowledgement behind those owed before it; one that waits for nothing and has nothing before it is
+    /// written at once.
+    pub(crate) fn owe(&mut self, owed: Owed) {
+        match owed.reason {
+            Some(reason) if self.owed.is_empty() => {
+                wire::write_ack(&mut self.output, self.version, owed.kind, owed.packet_id, reason);
+            }
+            _ => {
+                self.owed_pubacks += usize::from(owed.kind == kind::PUBACK);
+                self.owed.push_back(owed);
+            }
+        }
+    }
+
+    /// Writes the acknowledgements at the front that no longer wait. Returns `false` if one of them is an error that
+    /// this version cannot express: then the connection has to be closed instead.
+    pub(crate) fn settle(&mut self) -> bool {
+        while let Some(Owed { reason: Some(reason), .. }) = self.owed.front() {
+            if reason.is_error() && self.version != Version::V5 {
+                return false;
+            }
+            let reason = *reason;
+            let owed = self.owed.pop_front().expect("looked at");
+            self.owed_pubacks -= usize::from(owed.kind == kind::PUBACK);
+            wire::write_ack(&mut self.output, self.version, owed.kind, owed.packet_id, reason);
+        }
+        true
+    }
+}
