@@ -1,7 +1,7 @@
 // One channel's chart: history from the API, live values at its right edge, gaps left open.
 
 import { html, uPlot, useEffect, useLayoutEffect, useMemo, useRef, useState } from "./html.js";
-import { useStore } from "./store.js";
+import { STATE_SILENCE_S, useStore } from "./store.js";
 import { getJson } from "./api.js";
 import { moment, number, plain, reading, scaleOf, stateWord } from "./format.js";
 import { Columns } from "./history.js";
@@ -156,8 +156,9 @@ function Plot({ store, channel, columns, bounds, onZoom, view }) {
     const width = () => Math.max(200, element.clientWidth);
     const height = () => Math.round(Math.min(380, Math.max(220, innerHeight * 0.42)));
     const say = (u) => tellPoint(readout.current, u, channel, scale, isState);
+    const rows = () => columns.drawn(scale.per, isState ? STATE_SILENCE_S : 0);
     const options = chartOptions({ channel, scale, isState, bounds, onZoom, say, width: width(), height: height() });
-    const plot = new uPlot(options, columns.drawn(scale.per), element);
+    const plot = new uPlot(options, rows(), element);
     const resized = new ResizeObserver(() => {
       if (element.isConnected && plot.width !== width()) plot.setSize({ width: width(), height: height() });
     });
@@ -172,7 +173,7 @@ function Plot({ store, channel, columns, bounds, onZoom, view }) {
         columns.append(channel.at / 1000, Number(channel.value));
       }
       columns.forgetBefore(bounds()[0] - columns.step);
-      plot.setData(columns.drawn(scale.per));
+      plot.setData(rows());
     };
     const offs = [store.on(`channel:${channel.id}`, redraw), store.on("tick", redraw)];
     return () => {

@@ -77,8 +77,10 @@ export function scaleOf(unit, magnitude, precision = null) {
     return step === 0 ? fixed(1, labels[0]) : { label: labels[step], per: base ** step, digits: threeFigures };
   };
   switch (unit) {
+    case "B":
     case "By":
       return { ...stepped(1024, ["B", "KiB", "MiB", "GiB", "TiB"]), ...(size < 1024 && { digits: () => 0 }) };
+    case "B/s":
     case "By/s":
       return stepped(1024, ["B/s", "KiB/s", "MiB/s", "GiB/s"]);
     case "Pa":
@@ -157,6 +159,13 @@ const LABELS = {
   "m3/s": "m³/s",
   "m/s2": "m/s²",
   "W/m2": "W/m²",
+  "kg/m3": "kg/m³",
+  "ug/m3": "µg/m³",
+  "/100": "%",
+  "/1000": "‰",
+  "1/s": "/s",
+  "1/min": "/min",
+  rpm: "rpm",
   Ohm: "Ω",
   "beat/min": "bpm",
   count: "",
@@ -169,7 +178,7 @@ const STATE_WORDS = [
   [/\b(open|door|window|hatch|gate|lid|contact)\b/, "open", "closed"],
   [/\b(leak|flood|wet|water)\b/, "wet", "dry"],
   [/\b(motion|presence|occupancy)\b/, "seen", "clear"],
-  [/(under.?volt|throttl|fault|alarm|error|capped|problem)/, "yes", "no"],
+  [/(under.?volt|throttl|fault|alarm|error|capped|problem|limit)/, "yes", "no"],
 ];
 
 const formats = new Map();

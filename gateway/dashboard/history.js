@@ -45,10 +45,10 @@ export class Columns {
 
   /**
    * The columns divided by `per`, with an empty row wherever the distance is more than the channel's
-   * own rhythm explains: a line across a gap would claim that something was measured there.
+   * own rhythm, or `silence` seconds, explains: a line across a gap would claim that something was measured there.
    */
-  drawn(per) {
-    const longest = Math.max(this.step * 1.5, this.rhythm() * 3);
+  drawn(per, silence = 0) {
+    const longest = Math.max(this.step * 1.5, this.rhythm() * 3, silence);
     const rows = [[], [], [], []];
     this.t.forEach((at, i) => {
       const before = this.t[i - 1];

@@ -1,7 +1,7 @@
 // The little curve at a tile's foot: the last minutes, filled like water, broken where nothing was measured.
 
 import { html, useMemo } from "./html.js";
-import { RECENT_MS } from "./store.js";
+import { RECENT_MS, STATE_SILENCE_S } from "./store.js";
 
 /** Draws `channel.recent`; `nowMs` is the right edge. */
 export function Spark({ channel, nowMs }) {
@@ -21,9 +21,11 @@ function draw(channel, nowMs) {
   if (t.length < 2) return null;
   const isStepped = channel.type === "boolean" || typeof channel.value === "boolean";
   const [low, high] = isStepped ? [0, 1] : extent(v, channel.precision);
-  const x = (at) => round(WIDTH * (1 - (nowMs - at) / RECENT_MS));
+  // What has only begun is drawn wide enough to be seen.
+  const windowMs = Math.min(RECENT_MS, Math.max(WINDOW_MIN_MS, nowMs - t[0]));
+  const x = (at) => round(WIDTH * (1 - (nowMs - at) / windowMs));
   const y = (value) => round(HEIGHT - MARGIN - ((value - low) / (high - low)) * (HEIGHT - 2 * MARGIN));
-  const gapMs = Math.max(GAP_MIN_MS, channel.everyS * 4000, typicalStep(t) * 3);
+  const gapMs = Math.max(isStepped ? STATE_SILENCE_S * 1000 : GAP_MIN_MS, channel.everyS * 4000, typicalStep(t) * 3);
   let line = "";
   let area = "";
   let start = 0;
@@ -66,5 +68,6 @@ function round(number) {
 const WIDTH = 200;
 const HEIGHT = 36;
 const MARGIN = 3;
+const WINDOW_MIN_MS = 60_000;
 const GAP_MIN_MS = 10_000;
 const REDRAW_MS = 5000;

@@ -42,13 +42,17 @@ function Basin({ store, spool, uplinks }) {
   // A little water always shows: a basin that holds something is not drawn empty.
   const surface = FLOOR_Y - Math.max(0.06, share) * (FLOOR_Y - BRIM_Y);
   const outside = FLOOR_Y - 9;
+  const inside = `M0 ${surface}q10-3 20 0${"t20 0".repeat(9)}h3`;
+  const beyond = `M237 ${outside}q10-3 20 0${"t20 0".repeat(3)}h3`;
   const oldest = Date.parse(spool.oldest);
   const reach = Number.isFinite(oldest) ? duration((store.now() - oldest) / 1000) : "–";
   return html`
     <div class="basin">
       <svg viewBox="0 0 320 74" aria-hidden="true" class=${isAnyOpen ? "basin-scene is-open" : "basin-scene"}>
-        <path class="basin-water" d=${`M0 ${surface}q10-3 20 0t20 0t20 0t20 0t20 0t20 0t20 0t20 0t20 0t20 0t20 0V${FLOOR_Y}H0Z`} />
-        <path class="basin-sea" d=${`M220 ${outside}q10-3 20 0t20 0t20 0t20 0t20 0V${FLOOR_Y}H220Z`} />
+        <path class="basin-water" d=${`${inside}V${FLOOR_Y}H0Z`} />
+        <path class="basin-water" d=${`${beyond}V${FLOOR_Y}H237Z`} />
+        ${isAnyOpen && html`<path class="basin-water" d=${`M203 ${surface}L237 ${outside}V${FLOOR_Y}H203Z`} />`}
+        <path class="basin-surface" d=${`${inside}${isAnyOpen ? `L237 ${outside}` : ""}${beyond}`} />
         ${isAnyOpen && html`<path class="basin-flow" d="M170 59.5H276" />`}
         <rect class="basin-panel" x="205" width="30" y="12" height=${isAnyOpen ? 22 : 52} />
         <path class="basin-post" d="M203 64V10M237 64V10M196 10H244" />

@@ -112,8 +112,10 @@ export class Store {
     if (!NAME.test(first) || !NAME.test(second) || more !== undefined) return this.#ignore();
     const id = `${first}/${second}`;
     if (third === undefined) {
-      const isDeviceState = second === "state" && !this.channels.get(id)?.isListed;
-      return isDeviceState ? this.#takeDeviceState(first, payload) : this.#takeValue(id, payload, isRetained);
+      // A channel may be called `state` too; what a device says of itself is always an object.
+      if (second === "state" && payload[0] === BRACE) return this.#takeDeviceState(first, payload);
+      if (second === "state" && !payload.length) return;
+      return this.#takeValue(id, payload, isRetained);
     }
     if (third === "meta" && fourth === undefined) return this.#takeMeta(id, payload);
     if (third === "set" && fourth === "result" && !isRetained) return this.#takeResult(id, payload);
@@ -172,7 +174,7 @@ export class Store {
   }
 
   #takeDeviceState(name, payload) {
-    const told = payload.length ? json(payload) : { state: "unknown" };
+    const told = json(payload);
     if (!told) return this.#ignore();
     this.#device(name, told);
   }
@@ -200,7 +202,8 @@ export class Store {
   #addRecent(channel, at) {
     if (Number.isFinite(channel.at) && channel.arrivals > 0) {
       const apart = (at - channel.at) / 1000;
-      channel.everyS = channel.everyS ? channel.everyS * 0.7 + apart * 0.3 : apart;
+      // The longest usual wait, slowly forgotten: a burst does not make what follows look late.
+      channel.everyS = Math.max(channel.everyS * 0.97, apart);
     }
     channel.arrivals += 1;
     channel.at = at;
@@ -283,12 +286,16 @@ export function useStore(store, ...parts) {
 
 /** Whether the last value is older than this channel's own rhythm explains. */
 export function isOverdue(channel, nowMs) {
-  if (!Number.isFinite(channel.at) || channel.arrivals < 3) return false;
+  // States and words come when they change, not by a clock.
+  if (typeof channel.value !== "number" || !Number.isFinite(channel.at) || channel.arrivals < 3) return false;
   return nowMs - channel.at > Math.max(15_000, channel.everyS * 5000);
 }
 
 /** How long the tiles' little curves reach back. */
 export const RECENT_MS = 10 * 60_000;
+
+/** A state is told when it changes and once a minute besides: shorter silence is not a gap. */
+export const STATE_SILENCE_S = 180;
 
 function described(channel, told) {
   const range = Array.isArray(told.range) && told.range.length === 2 ? told.range.map(Number) : channel.range;
@@ -338,6 +345,7 @@ function sentence(name) {
 
 // The gateway's own rule for names; what a LAN client publishes beside it is not a channel.
 const NAME = /^[a-z0-9][a-z0-9_-]{0,63}$/;
+const BRACE = 0x7b;
 const CHANNELS_MAX = 2000;
 const DEVICES_MAX = 500;
 const TEXT_MAX = 1024;
