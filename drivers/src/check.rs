@@ -49,7 +49,7 @@ impl Checker {
         if !raw.is_finite() || self.sensor_range.is_some_and(|range| !contains(range, raw)) {
             return (None, Quality::Bad(BadReason::Range));
         }
-        let value = raw * self.calibration.scale + self.calibration.offset;
+        let value = self.calibration.apply(raw);
         if !value.is_finite() {
             return (None, Quality::Bad(BadReason::Range));
         }
@@ -102,6 +102,13 @@ impl Checker {
         self.equals = if self.last_raw == Some(raw) { self.equals.saturating_add(1) } else { 1 };
         self.last_raw = Some(raw);
         self.equals >= stuck_after
+    }
+}
+
+impl Calibration {
+    /// The value for a raw one.
+    pub fn apply(self, raw: f64) -> f64 {
+        raw * self.scale + self.offset
     }
 }
 

@@ -1,0 +1,195 @@
+use drivers::{Quality, UncertainReason, device};
+use toml::de::DeTable;
+
+use super::*;
+
+/// Long enough on a busy machine; nothing here waits that long when all is well.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+fn config(name: &str, kind: &str, toml: &str) -> DeviceConfig {
+    let setup = (device::find(kind).unwrap().parse)(DeTable::parse(toml).unwrap()).unwrap();
+    DeviceConfig {
+        name: name.to_owned(),
+        title: None,
+        interval: Duration::from_millis(20),
+        setup,
+        channels: BTreeMap::new(),
+    }
+}
+
+struct World {
+    sampler: Sampler,
+    events: mpsc::Receiver<Event>,
+}
+
+impl World {
+    fn new(room: usize, devices: Vec<DeviceConfig>) -> Self {
+        let (sender, events) = mpsc::channel(room);
+        let mut sampler = Sampler::new(Clock::new(), sender);
+        sampler.apply(devices);
+        Self { sampler, events }
+    }
+
+    /// The first event that `pick` makes something of.
+    async fn until<T>(&mut self, mut pick: impl FnMut(Event) -> Option<T>) -> T {
+        let wait = async {
+            loop {
+                if let Some(found) = pick(self.events.recv().await.expect("the sampler runs")) {
+                    return found;
+                }
+            }
+        };
+        tokio::time::timeout(PATIENCE, wait).await.expect("it happens in time")
+    }
+
+    async fn state_of(&mut self, name: &str, wanted: State) -> Option<String> {
+        self.until(|event| match event {
+            Event::State { device, state, detail } if &*device == name && state == wanted => Some(detail),
+            _ => None,
+        })
+        .await
+    }
+
+    async fn reading_of(&mut self, id: &str) -> Reading {
+        self.until(|event| match event {
+            Event::Readings(readings) => {
+                readings.into_iter().find(|reading| reading.channel.id.as_str() == id)
+            }
+            _ => None,
+        })
+        .await
+    }
+}
+
+#[tokio::test]
+async fn a_device_comes_online_before_its_first_reading() {
+    let mut world = World::new(64, vec![config("attic", "bme280", "bus = \"sim\"")]);
+    let Event::Online { device, channels } = world.until(Some).await else { panic!("online first") };
+    assert_eq!((&*device, channels.len()), ("attic", 3));
+    assert!(channels[0].is_simulated);
+    assert!(matches!(world.until(Some).await, Event::State { state: State::Online, detail: None, .. }));
+    let Event::Readings(readings) = world.until(Some).await else { panic!("then readings") };
+    assert_eq!(readings.len(), 3);
+    assert!(readings.iter().all(|reading| reading.quality.is_good()));
+    world.sampler.stop().await;
+}
+
+#[tokio::test]
+async fn calibration_and_the_users_range_apply() {
+    let mut attic = config("attic", "bme280", "bus = \"sim\"");
+    let wish =
+        ChannelOverride { offset: Some(100.0), range: Some((0.0, 50.0)), ..ChannelOverride::default() };
+    attic.channels.insert("temperature".to_owned(), wish);
+    let mut world = World::new(64, vec![attic]);
+    let reading = world.reading_of("attic/temperature").await;
+    assert!((110.0..130.0).contains(&reading.value.unwrap().as_f64().unwrap()));
+    assert_eq!(reading.quality, Quality::Uncertain(UncertainReason::Range));
+    assert_eq!(reading.channel.spec.range, Some((0.0, 50.0)));
+}
+
+#[tokio::test]
+async fn one_dead_device_says_so_once_and_delays_no_other() {
+    // The simulated adapter exists, the real one does not: two threads.
+    let devices =
+        vec![config("dead", "bme280", "bus = \"i2c-9999\""), config("attic", "bme280", "bus = \"sim\"")];
+    let mut world = World::new(1024, devices);
+    let detail = world.state_of("dead", State::Absent).await;
+    assert_eq!(detail.as_deref(), Some("/dev/i2c-9999 does not exist"));
+    for _ in 0..20 {
+        world.reading_of("attic/pressure").await;
+    }
+}
+
+#[tokio::test]
+async fn a_chip_that_is_unplugged_goes_bad_once_and_comes_back() {
+    let toml = "bus = \"sim\"\nsim = { unplug_every = \"300ms\", unplug_for = \"900ms\" }";
+    let mut world = World::new(1024, vec![config("attic", "bme280", toml)]);
+    world.state_of("attic", State::Online).await;
+    let mut bad = 0;
+    let mut was_degraded = false;
+    let came_back = world.until(|event| match event {
+        Event::Readings(readings) => {
+            bad += readings.iter().filter(|reading| reading.value.is_none()).count();
+            None
+        }
+        Event::State { state: State::Online, .. } => was_degraded.then_some(()),
+        Event::State { .. } => {
+            was_degraded = true;
+            None
+        }
+        Event::Online { .. } => None,
+    });
+    came_back.await;
+    assert_eq!(bad, 3, "each channel says so once");
+}
+
+#[tokio::test]
+async fn a_command_is_read_back_and_the_world_hears_of_it() {
+    let mut relay = config("relay", "gpio-output", "line = \"lamp\"\nchip = \"sim\"");
+    relay.interval = Duration::from_secs(3600);
+    let mut world = World::new(64, vec![relay]);
+    assert_eq!(world.reading_of("relay/state").await.value, Some(Value::Boolean(false)));
+    let commander = world.sampler.commander();
+    let deadline = Instant::now() + PATIENCE;
+    let read_back = commander.command("relay", "state", Value::Boolean(true), deadline).await;
+    assert_eq!(read_back, Ok(Value::Boolean(true)));
+    assert_eq!(world.reading_of("relay/state").await.value, Some(Value::Boolean(true)));
+    let late = commander.command("relay", "state", Value::Boolean(false), Instant::now()).await;
+    assert_eq!(late, Err(CommandError::Expired));
+    let unknown = commander.command("lamp", "state", Value::Boolean(true), deadline).await;
+    assert_eq!(unknown, Err(CommandError::UnknownDevice("lamp".to_owned())));
+    world.sampler.stop().await;
+}
+
+#[tokio::test]
+async fn a_reload_touches_only_what_changed() {
+    let attic = config("attic", "bme280", "bus = \"sim\"");
+    let cellar = config("cellar", "bme280", "bus = \"sim\"\naddress = 0x77");
+    let mut world = World::new(1024, vec![attic.clone(), cellar.clone()]);
+    world.state_of("cellar", State::Online).await;
+    let slower = DeviceConfig { interval: Duration::from_millis(50), ..cellar };
+    world.sampler.apply(vec![attic, slower]);
+    world
+        .until(|event| match event {
+            Event::Online { device, .. } => {
+                assert_eq!(&*device, "cellar");
+                Some(())
+            }
+            _ => None,
+        })
+        .await;
+    world.sampler.apply(Vec::new());
+    world.sampler.stop().await;
+    while world.events.recv().await.is_some() {}
+}
+
+#[tokio::test]
+async fn a_slow_taker_costs_readings_and_nothing_else() {
+    let mut world = World::new(1, vec![config("attic", "bme280", "bus = \"sim\"")]);
+    let dropped = world.sampler.dropped();
+    let wait = async {
+        while dropped.load(Ordering::Relaxed) < 30 {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, wait).await.expect("readings are dropped");
+    // What matters was kept for whoever comes to take it.
+    assert!(matches!(world.until(Some).await, Event::Online { .. }));
+    assert!(matches!(world.until(Some).await, Event::State { state: State::Online, .. }));
+    world.reading_of("attic/temperature").await;
+}
+
+#[tokio::test]
+async fn stopping_takes_no_longer_than_promised() {
+    let devices = vec![
+        config("door", "gpio-input", "line = \"door\"\nchip = \"sim\""),
+        config("meter", "pulse-counter", "line = \"meter\"\nchip = \"sim\""),
+        config("attic", "bme280", "bus = \"sim\""),
+        config("host", "host", ""),
+    ];
+    let mut world = World::new(1024, devices);
+    world.reading_of("meter/count").await;
+    let begun = Instant::now();
+    world.sampler.stop().await;
+    assert!(begun.elapsed() < STOP_WITHIN, "{:?}", begun.elapsed());
+}
