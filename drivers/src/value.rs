@@ -79,6 +79,12 @@ impl fmt::Display for Value {
     }
 }
 
+/// The `f64` that a person would write for an `f32` of a sensor: 21.53, not 21.530000686645508. Four digits behind the
+/// point are more than any of them measures.
+pub(crate) fn decimal(number: f32) -> f64 {
+    (f64::from(number) * 1e4).round() / 1e4
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -12,6 +12,7 @@ use crate::quality::BadReason;
 use crate::samples::Samples;
 use crate::setup::{Device, DeviceType};
 use crate::sim;
+use crate::value::decimal;
 
 pub(super) static TYPE: DeviceType = DeviceType {
     name: CHIP.name,
@@ -66,12 +67,12 @@ impl Device for Bme280 {
             (PRESSURE, measured.pressure, 30_000.0, 110_000.0),
         ] {
             if low < value && value < high {
-                out.put(channel, f64::from(value));
+                out.put(channel, decimal(value));
             } else {
                 out.bad(channel, BadReason::Range);
             }
         }
-        out.put(HUMIDITY, f64::from(measured.humidity));
+        out.put(HUMIDITY, decimal(measured.humidity));
         Ok(())
     }
 }

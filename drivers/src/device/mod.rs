@@ -4,7 +4,9 @@ mod bme280;
 mod gpio_input;
 mod gpio_output;
 mod host;
+mod nmea;
 mod pulse_counter;
+mod serial_line;
 
 #[rustfmt::skip] // A line each, so that a device is added in lines of its own.
 static REGISTRY: &[&DeviceType] = &[
@@ -13,11 +15,14 @@ static REGISTRY: &[&DeviceType] = &[
     &gpio_input::TYPE,
     &gpio_output::TYPE,
     &pulse_counter::TYPE,
+    &nmea::TYPE,
+    &serial_line::TYPE,
 ];
 
 // What several of them share.
 mod edges;
 mod i2c_chip;
+mod lines;
 
 use crate::setup::DeviceType;
 
@@ -38,13 +43,52 @@ mod tests {
     use toml::de::DeTable;
 
     use super::*;
+    use crate::samples::Samples;
     use crate::settings::SettingsError;
-    use crate::setup::Setup;
+    use crate::setup::{Decoder, Driver, Setup, Wires};
+    use crate::value::Value;
 
     /// The device's own keys, as the gateway hands them over.
     pub(crate) fn try_parse(name: &str, toml: &str) -> Result<Arc<dyn Setup>, SettingsError> {
         let device_type = find(name).expect("a registered device type");
         (device_type.parse)(DeTable::parse(toml).expect("valid TOML"))
+    }
+
+    /// The decoder of a serial device.
+    pub(crate) fn decoder(name: &str, toml: &str) -> Box<dyn Decoder> {
+        match parse(name, toml).build(&Wires::new()) {
+            Ok(Driver::Stream(decoder)) => decoder,
+            other => panic!("a decoder expected: {other:?}"),
+        }
+    }
+
+    /// Plays `<<` lines, in which `\r` and `\n` are written so, and compares what comes of each with the `=` lines
+    /// behind it: channel, value with up to six digits, unit; or `bad` and the reason.
+    pub(crate) fn transcript(name: &str, toml: &str, script: &str) {
+        let mut decoder = decoder(name, toml);
+        let mut expected = Vec::new();
+        let mut seen = Vec::new();
+        for line in script.lines() {
+            if let Some(bytes) = line.strip_prefix("<< ") {
+                assert_eq!(seen, expected, "before {line}");
+                (seen, expected) = (Vec::new(), Vec::new());
+                let mut samples = Samples::new();
+                decoder.feed(bytes.replace("\\r", "\r").replace("\\n", "\n").as_bytes(), 1, &mut samples);
+                for sample in samples.drain() {
+                    let spec = &decoder.channels()[sample.channel];
+                    let value = match &sample.value {
+                        Some(Value::Number(number)) => ((number * 1e6).round() / 1e6).to_string(),
+                        Some(value) => value.to_string(),
+                        None => format!("bad {}", sample.quality.reason().unwrap_or_default()),
+                    };
+                    let unit = sample.value.as_ref().map_or("", |_| &*spec.unit);
+                    seen.push(format!("= {} {value} {unit}", spec.name).trim_end().to_owned());
+                }
+            } else if line != "= none" {
+                expected.push(line.to_owned());
+            }
+        }
+        assert_eq!(seen, expected, "at the end");
     }
 
     pub(crate) fn parse(name: &str, toml: &str) -> Arc<dyn Setup> {
