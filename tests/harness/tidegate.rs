@@ -26,10 +26,12 @@ pub fn binary() -> PathBuf {
 /// A gateway whose state outlives the process: kill it, start it again, ask it from outside.
 #[derive(Debug)]
 pub struct Tidegate {
+    name: String,
     mqtt: Port,
     http: Port,
     coap: Port,
     config: PathBuf,
+    wrapper: Vec<String>,
     // Declared before the directory it lives in, so that it ends before the directory goes.
     process: Option<Process>,
     start_time: Duration,
@@ -42,6 +44,7 @@ pub struct TidegateBuilder {
     name: String,
     mqtt: String,
     tail: String,
+    wrapper: Vec<String>,
 }
 
 impl TidegateBuilder {
@@ -68,6 +71,13 @@ impl TidegateBuilder {
         self
     }
 
+    /// Starts the gateway through another program: `words` stand before its own command line.
+    #[must_use]
+    pub fn through(mut self, words: &[&str]) -> Self {
+        self.wrapper = words.iter().map(|word| (*word).to_owned()).collect();
+        self
+    }
+
     /// Writes the configuration without starting anything.
     pub fn prepare(self) -> Tidegate {
         let scratch = Scratch::new("gateway");
@@ -75,18 +85,13 @@ impl TidegateBuilder {
             scratch.dir(dir);
         }
         let (mqtt, http, coap) = (Port::reserve(), Port::reserve(), Port::reserve());
-        let text = format!(
-            "[gateway]\nname = \"{}\"\n\n[mqtt]\nlisten = [\"{}\"]\n{}\n[http]\nlisten = [\"{}\"]\n\n\
-             [coap]\nlisten = [\"{}\"]\n\n{}",
-            self.name,
-            mqtt.address(),
-            self.mqtt,
-            http.address(),
-            coap.address(),
-            self.tail
-        );
-        let config = scratch.write("tidegate.toml", text);
-        Tidegate { mqtt, http, coap, config, process: None, start_time: Duration::ZERO, scratch }
+        let config = scratch.join("tidegate.toml");
+        let Self { name, mqtt: lines, tail, wrapper } = self;
+        let start_time = Duration::ZERO;
+        let gateway =
+            Tidegate { name, mqtt, http, coap, config, wrapper, process: None, start_time, scratch };
+        gateway.configure(&lines, &tail);
+        gateway
     }
 
     /// Starts it and waits until it says that it is ready.
@@ -100,7 +105,26 @@ impl TidegateBuilder {
 impl Tidegate {
     /// A gateway with no devices but the ones its configuration names.
     pub fn builder() -> TidegateBuilder {
-        TidegateBuilder { name: "barn".to_owned(), mqtt: String::new(), tail: String::new() }
+        TidegateBuilder {
+            name: "barn".to_owned(),
+            mqtt: String::new(),
+            tail: String::new(),
+            wrapper: Vec::new(),
+        }
+    }
+
+    /// Writes its configuration anew: further lines of the `[mqtt]` table, further tables. Holds from the next start,
+    /// or from `SIGHUP`.
+    pub fn configure(&self, mqtt: &str, tables: &str) {
+        let text = format!(
+            "[gateway]\nname = \"{}\"\n\n[mqtt]\nlisten = [\"{}\"]\n{mqtt}\n[http]\nlisten = [\"{}\"]\n\n\
+             [coap]\nlisten = [\"{}\"]\n\n{tables}",
+            self.name,
+            self.mqtt.address(),
+            self.http.address(),
+            self.coap.address(),
+        );
+        std::fs::write(&self.config, text).expect("the test's own directory is writable");
     }
 
     /// Starts it on the state it has and waits for `READY=1`, as systemd would.
@@ -223,7 +247,14 @@ impl Tidegate {
 
     /// The binary in an environment of its own: nothing of the user's configuration or state reaches it.
     fn command(&self) -> Command {
-        let mut command = Command::new(binary());
+        let mut words = self.wrapper.iter();
+        let mut command = match words.next() {
+            Some(program) => Command::new(program),
+            None => Command::new(binary()),
+        };
+        if !self.wrapper.is_empty() {
+            command.args(words).arg(binary());
+        }
         for name in
             ["CONFIGURATION_DIRECTORY", "STATE_DIRECTORY", "NOTIFY_SOCKET", "JOURNAL_STREAM", "LISTEN_FDS"]
         {
