@@ -24,6 +24,9 @@ mod edges;
 mod i2c_chip;
 mod lines;
 
+#[cfg(test)]
+mod conformance;
+
 use crate::setup::DeviceType;
 
 /// Every device type, in the order in which a person is told of them.

@@ -91,6 +91,19 @@ impl SimBus {
         self.slots.insert(address, slot);
     }
 
+    /// Takes the chip at `address` out for good.
+    pub fn unplug(&mut self, address: u8) -> Option<Box<dyn Chip>> {
+        self.slots.remove(&address).map(|slot| slot.chip)
+    }
+
+    /// The chip at `address` loses its power for a moment.
+    pub fn power_cycle(&mut self, address: u8) {
+        let now_ns = self.now_ns();
+        if let Some(slot) = self.slots.get_mut(&address) {
+            slot.chip.power_on(now_ns);
+        }
+    }
+
     /// Pulls the chip at `address`, or puts it back in.
     pub fn set_plugged(&mut self, address: u8, is_plugged: bool) {
         if let Some(slot) = self.slots.get_mut(&address) {
