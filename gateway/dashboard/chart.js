@@ -39,7 +39,8 @@ export function ChartDialog({ store, id }) {
           </div>
           ${shown &&
           html`<p class="sheet-value">
-            <bdi class="number">${plain(shown.text, 40)}</bdi>${shown.unit && html`<span class="unit"> ${shown.unit}</span>`}
+            <bdi class="number">${plain(shown.text, 40)}</bdi>
+            ${shown.unit && html`<span class="unit"> ${shown.unit}</span>`}
           </p>`}
           <button type="button" class="close" aria-label="Close the chart" onClick=${() => dialog.current.close()}>
             <svg viewBox="0 0 16 16" width="18" height="18" aria-hidden="true"><path d="M3 3l10 10M13 3 3 13" /></svg>
@@ -48,7 +49,9 @@ export function ChartDialog({ store, id }) {
         ${channel && channel.quality !== "good" && html`<p class="notice is-warn">${channel.quality}</p>`}
         ${channel?.kind === "actuator" && html`<${Actuator} store=${store} channel=${channel} />`}
         ${!channel
-          ? html`<p class="empty">${store.channels.size ? "There is no such channel (any more)." : "Waiting for the gateway…"}</p>`
+          ? html`<p class="empty">
+              ${store.channels.size ? "There is no such channel (any more)." : "Waiting for the gateway…"}
+            </p>`
           : channel.type === "text"
             ? html`<p class="empty">This channel carries text; there is no curve to draw.</p>`
             : html`<${History} store=${store} channel=${channel} />`}
@@ -105,23 +108,36 @@ function History({ store, channel }) {
     <div class="ranges" role="group" aria-label="Time range">
       ${SPANS.map(
         ({ seconds, label }) => html`
-          <button type="button" aria-pressed=${String(view.span === seconds)} onClick=${() => setView({ span: seconds })}>
+          <button
+            type="button"
+            aria-pressed=${String(view.span === seconds)}
+            onClick=${() => setView({ span: seconds })}
+          >
             ${label}
           </button>
         `,
       )}
       <span class="ranges-more">
-        <button type="button" aria-label="Earlier" title="Earlier" onClick=${() => move(-0.5)}>‹</button>
-        <button type="button" aria-label="Later" title="Later" disabled=${isLive} onClick=${() => move(0.5)}>›</button>
-        <button type="button" aria-label="Zoom in" title="Zoom in" onClick=${() => move(isLive ? 0.25 : 0, 0.5)}>+</button>
-        <button type="button" aria-label="Zoom out" title="Zoom out" onClick=${() => move(0, 2)}>−</button>
+        <${Step} label="Earlier" sign="‹" onStep=${() => move(-0.5)} />
+        <${Step} label="Later" sign="›" isDisabled=${isLive} onStep=${() => move(0.5)} />
+        <${Step} label="Zoom in" sign="+" onStep=${() => move(isLive ? 0.25 : 0, 0.5)} />
+        <${Step} label="Zoom out" sign="−" onStep=${() => move(0, 2)} />
       </span>
     </div>
     ${loaded.error && html`<p class="notice is-bad" role="status">No history: ${loaded.error}.</p>`}
-    <${Plot} store=${store} channel=${channel} columns=${loaded.columns} bounds=${bounds} onZoom=${setView} view=${view} />
+    <${Plot}
+      store=${store}
+      channel=${channel}
+      columns=${loaded.columns}
+      bounds=${bounds}
+      view=${view}
+      onZoom=${setView}
+    />
     <p class="chart-foot">
       ${isLive
-        ? html`<span>${isTouched ? "Slide a finger along the curve to read it." : "Drag across the curve to look closer."}</span>`
+        ? html`<span>
+            ${isTouched ? "Slide a finger along the curve to read it." : "Drag across the curve to look closer."}
+          </span>`
         : html`<span>
             ${moment(from * 1000)} to ${moment(to * 1000)}.
             ${" "}<button type="button" onClick=${() => setView({ span: SPANS[1].seconds })}>Back to now</button>
@@ -129,6 +145,12 @@ function History({ store, channel }) {
       <a href=${`./api/v1/export?${query}`} download=${`${channel.id.replace("/", "-")}.csv`}>Download CSV</a>
     </p>
     <${Table} channel=${channel} columns=${loaded.columns} />
+  `;
+}
+
+function Step({ label, sign, isDisabled = false, onStep }) {
+  return html`
+    <button type="button" aria-label=${label} title=${label} disabled=${isDisabled} onClick=${onStep}>${sign}</button>
   `;
 }
 
@@ -188,7 +210,13 @@ function Plot({ store, channel, columns, bounds, onZoom, view }) {
   return html`
     <div class="plot-frame">
       <p class="plot-readout" ref=${readout} aria-hidden="true"> </p>
-      <div class="plot" ref=${box} data-testid="chart" role="img" aria-label=${summary(channel, columns, scale, isState)}></div>
+      <div
+        class="plot"
+        ref=${box}
+        data-testid="chart"
+        role="img"
+        aria-label=${summary(channel, columns, scale, isState)}
+      ></div>
       ${!columns && html`<p class="plot-empty">Reading the history…</p>`}
       ${isEmpty && html`<p class="plot-empty">Nothing was measured in this time.</p>`}
     </div>
@@ -205,7 +233,12 @@ function Table({ channel, columns }) {
       <table>
         <caption>${channel.title}${scale.label && ` in ${scale.label}`}, as in the chart</caption>
         <thead>
-          <tr><th scope="col">Time</th><th scope="col">Lowest</th><th scope="col">Mean</th><th scope="col">Highest</th></tr>
+          <tr>
+            <th scope="col">Time</th>
+            <th scope="col">Lowest</th>
+            <th scope="col">Mean</th>
+            <th scope="col">Highest</th>
+          </tr>
         </thead>
         <tbody>
           ${columns.sample(40).map(
@@ -363,7 +396,8 @@ function tellPoint(element, u, channel, scale, isState) {
   const digits = scale.digits(mean);
   const unit = scale.label ? ` ${scale.label}` : "";
   const spread = low === high ? "" : `  (${number(low, digits)} to ${number(high, digits)})`;
-  const said = isState && (mean === 0 || mean === 1) ? stateWord(channel, mean === 1) : `${number(mean, digits)}${unit}${spread}`;
+  const isPlainState = isState && (mean === 0 || mean === 1);
+  const said = isPlainState ? stateWord(channel, mean === 1) : `${number(mean, digits)}${unit}${spread}`;
   element.textContent = `${moment(u.data[0][i] * 1000)}   ${said}`;
 }
 

@@ -19,7 +19,9 @@ export function Connect({ store }) {
   const sensor = channels.find((channel) => channel.kind !== "actuator" && channel.type !== "text");
   const actuator = channels.find((channel) => channel.kind === "actuator");
   const value = actuator?.type === "number" ? "1" : "true";
-  const isLoopback = listeners.length > 0 && listeners.every((one) => /^(127\.|\[?::1|localhost)/.test(String(one.address)));
+  const isHere = (one) => /^(127\.|\[?::1|localhost)/.test(String(one.address));
+  const isLoopback = listeners.length > 0 && listeners.every(isHere);
+  const at = (path) => new URL(path, location.href.split("#")[0]).href;
   return html`
     <section class="connect" id="connect" aria-labelledby="connect-title">
       <h2 id="connect-title">Connect</h2>
@@ -32,11 +34,15 @@ export function Connect({ store }) {
       <div class="commands">
         <${Copy} label="All readings, as they come" text=${`mosquitto_sub ${mqtt} -v -t 'tidegate/${gateway}/#'`} />
         <${Copy} label="What there is, over CoAP" text=${`coap-client -m get ${coap}/.well-known/core`} />
-        ${sensor && html`<${Copy} label="Observe one for a minute" text=${`coap-client -s 60 -m get ${coap}/${sensor.id}`} />`}
+        ${sensor &&
+        html`<${Copy} label="Observe one for a minute" text=${`coap-client -s 60 -m get ${coap}/${sensor.id}`} />`}
         ${actuator &&
-        html`<${Copy} label="Switch something" text=${`mosquitto_pub ${mqtt} -t tidegate/${gateway}/${actuator.id}/set -m ${value}`} />`}
-        <${Copy} label="MQTT in a browser" text=${new URL("./mqtt", location.href.split("#")[0]).href.replace(/^http/, "ws")} />
-        <${Copy} label="State as JSON" text=${`curl ${new URL("./api/v1/status", location.href.split("#")[0]).href}`} />
+        html`<${Copy}
+          label="Switch something"
+          text=${`mosquitto_pub ${mqtt} -t tidegate/${gateway}/${actuator.id}/set -m ${value}`}
+        />`}
+        <${Copy} label="MQTT in a browser" text=${at("./mqtt").replace(/^http/, "ws")} />
+        <${Copy} label="State as JSON" text=${`curl ${at("./api/v1/status")}`} />
       </div>
     </section>
   `;

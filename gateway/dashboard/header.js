@@ -60,6 +60,9 @@ function LinkChip({ store }) {
 
 function HealthChip({ store }) {
   const health = store.status?.health;
+  if (store.apiError) {
+    return html`<a class="chip is-warn" href="#health"><i class="dot" aria-hidden="true"></i>health unknown</a>`;
+  }
   if (!health) return null;
   const problems = Array.isArray(health.problems) ? health.problems.length : 0;
   const isWell = health.ok && problems === 0;
@@ -115,7 +118,8 @@ function ThemeButton() {
 // What a person wants to know first: is anything being lost, is it on its way, how long yet.
 function tide(store) {
   const status = store.status;
-  if (!status) return null;
+  // What was true before the API fell silent may not be true any more.
+  if (!status || store.apiError) return null;
   const uplinks = status.uplinks ?? [];
   if (!uplinks.length) {
     const kept = status.spool?.entries ?? 0;
@@ -131,7 +135,7 @@ function tide(store) {
     const names = `Uplink${shut.length > 1 ? "s" : ""} ${shut.map(uplinkName).join(" and ")}`;
     return { mood: "shut", text: `${names} cannot be reached. ${count(waiting)} readings wait safely on disk.${when}` };
   }
-  const fullest = uplinks.reduce((most, one) => ((one.waiting ?? 0) > (most.waiting ?? 0) ? one : most));
+  const fullest = uplinks.reduce((most, one) => (one.waiting > most.waiting ? one : most));
   const names = uplinks.map(uplinkName).join(" and ");
   // A handful is always on its way; that is no backlog.
   if ((fullest.waiting ?? 0) <= Math.max(50, 5 * (status.spool?.appended_per_s ?? 0))) {

@@ -62,7 +62,9 @@ function Vitals({ store }) {
         return html`
           <div key=${label}>
             <dt>${label}</dt>
-            <dd><a href=${`#/${channel.id}`}>${shown.text}${shown.unit && html`<small>${" "}${shown.unit}</small>`}</a></dd>
+            <dd>
+              <a href=${`#/${channel.id}`}>${shown.text}${shown.unit && html`<small>${" "}${shown.unit}</small>`}</a>
+            </dd>
           </div>
         `;
       })}
@@ -78,12 +80,13 @@ function Devices({ store, told }) {
       ${told.slice(0, 200).map((one) => {
         const mood = pick(DEVICE_MOODS, one.state, "none");
         const live = store.devices.get(one.name);
+        const last = Number.isFinite(one.last_s) ? `, ${age(one.last_s)}` : "";
         const errors = one.errors > 0 ? `, ${count(one.errors)} ${one.errors === 1 ? "error" : "errors"}` : "";
         return html`
           <li key=${one.name}>
             <span class=${`state is-${mood}`}><i class="dot" aria-hidden="true"></i>${plain(one.name, 40)}</span>
             ${(live?.simulated ?? one.simulated) && html`<span class="sim">sim</span>`}
-            <span class="rows-end">${plain(one.state, 16)}${errors}${Number.isFinite(one.last_s) && `, ${age(one.last_s)}`}</span>
+            <span class="rows-end">${plain(one.state, 16)}${errors}${last}</span>
           </li>
         `;
       })}

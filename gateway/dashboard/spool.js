@@ -12,7 +12,9 @@ export function Spool({ store }) {
   return html`
     <section class="card spool" id="spool" data-testid="spool" aria-labelledby="spool-title">
       <h2 id="spool-title">Store and forward</h2>
-      ${!spool ? html`<p class="empty">Not known yet.</p>` : html`<${Basin} store=${store} spool=${spool} uplinks=${uplinks} />`}
+      ${spool
+        ? html`<${Basin} store=${store} spool=${spool} uplinks=${uplinks} />`
+        : html`<p class="empty">Not known yet.</p>`}
       ${spool && html`<p class="durability">${durabilityWords(spool)}</p>`}
       ${store.status &&
       (uplinks.length
@@ -65,13 +67,28 @@ function Basin({ store, spool, uplinks }) {
         <div><dt>Reaching back</dt><dd>${reach}</dd></div>
         <div><dt>Coming in</dt><dd>${number(spool.appended_per_s ?? 0, 1)}<small>${" "}/s</small></dd></div>
       </dl>
-      <div class="meter" role="meter" aria-label="Spool space used" aria-valuemin="0" aria-valuemax="100" aria-valuenow=${Math.round(share * 100)}>
-        <svg viewBox="0 0 100 4" preserveAspectRatio="none" aria-hidden="true">
-          <rect class="meter-track" width="100" height="4" />
-          <rect class=${share > 0.9 ? "meter-fill is-bad" : "meter-fill"} width=${Math.max(share * 100, share > 0 ? 0.5 : 0)} height="4" />
-        </svg>
-        <span>${percent(share)} of ${bytes(spool.quota_bytes ?? 0)}</span>
-      </div>
+      <${Meter} share=${share} quotaBytes=${spool.quota_bytes ?? 0} />
+    </div>
+  `;
+}
+
+function Meter({ share, quotaBytes }) {
+  const shown = Math.round(share * 100);
+  const width = share > 0 ? Math.max(0.5, share * 100) : 0;
+  return html`
+    <div
+      class="meter"
+      role="meter"
+      aria-label="Spool space used, percent"
+      aria-valuemin="0"
+      aria-valuemax="100"
+      aria-valuenow=${shown}
+    >
+      <svg viewBox="0 0 100 4" preserveAspectRatio="none" aria-hidden="true">
+        <rect class="meter-track" width="100" height="4" />
+        <rect class=${share > 0.9 ? "meter-fill is-bad" : "meter-fill"} width=${width} height="4" />
+      </svg>
+      <span>${percent(share)} of ${bytes(quotaBytes)}</span>
     </div>
   `;
 }
@@ -99,7 +116,7 @@ function Uplink({ store, uplink }) {
           ? html`<div><dt>Going out</dt><dd>${number(uplink.rate_per_s ?? 0, 1)}<small>${" "}/s</small></dd></div>
               <div><dt>Lag</dt><dd>${duration(uplink.lag_s ?? NaN)}</dd></div>`
           : html`<div><dt>Confirmed</dt><dd>${count(uplink.confirmed ?? 0)}</dd></div>
-              <div><dt>Next try</dt><dd>${Number.isFinite(next) ? (next < 1 ? "now" : duration(Math.ceil(next))) : "–"}</dd></div>`}
+              <div><dt>Next try</dt><dd>${nextWords(next)}</dd></div>`}
       </dl>
       ${isOpen(uplink) && eta > 2 && html`<p class="uplink-eta">Everything is out in about ${duration(eta)}.</p>`}
     </li>
@@ -130,16 +147,21 @@ function NoUplink() {
 
 function Gaps({ gaps }) {
   if (!gaps.length) return html`<p class="gaps-none">No gaps: nothing that was measured is missing.</p>`;
-  const lost = gaps.reduce((sum, gap) => sum + (Number(gap.count) || 0), 0);
+  const missing = (gap) => Number(gap.count) || 0;
+  const lost = gaps.reduce((sum, gap) => sum + missing(gap), 0);
   return html`
     <div class="gaps" role="group" aria-label="Gaps">
-      <p class="gaps-title">${count(lost)} readings are missing, in ${gaps.length} ${gaps.length === 1 ? "gap" : "gaps"}:</p>
+      <p class="gaps-title">
+        ${count(lost)} readings are missing, in ${gaps.length} ${gaps.length === 1 ? "gap" : "gaps"}:
+      </p>
       <ul>
         ${gaps.slice(-GAPS_SHOWN).reverse().map(
           (gap) => html`
             <li key=${`${gap.from_seq}-${gap.at}`}>
               <span>${plain(gap.reason, 160)}</span>
-              <small>${moment(Date.parse(gap.at))}, ${count(Number(gap.count) || 0)} readings (${gap.from_seq}–${gap.to_seq})</small>
+              <small>
+                ${moment(Date.parse(gap.at))}, ${count(missing(gap))} readings (${gap.from_seq}–${gap.to_seq})
+              </small>
             </li>
           `,
         )}
@@ -162,6 +184,11 @@ function durabilityWords(spool) {
 
 function stateWords(state) {
   return state === "backoff" ? "not reachable" : plain(state, 24);
+}
+
+function nextWords(seconds) {
+  if (!Number.isFinite(seconds)) return "–";
+  return seconds < 1 ? "now" : duration(Math.ceil(seconds));
 }
 
 function percent(share) {

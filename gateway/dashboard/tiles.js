@@ -35,7 +35,13 @@ export function Readings({ store }) {
       <div class="devices">
         ${groups.map(
           ({ name, channels }) =>
-            html`<${Device} key=${name} store=${store} name=${name} channels=${channels} isFiltered=${words.length > 0} />`,
+            html`<${Device}
+              key=${name}
+              store=${store}
+              name=${name}
+              channels=${channels}
+              isFiltered=${words.length > 0}
+            />`,
         )}
       </div>
     </section>
@@ -102,10 +108,11 @@ function Tile({ store, channel }) {
   const mood = trouble.startsWith("bad") ? "is-bad" : trouble ? "is-uncertain" : "";
   const isText = typeof channel.value === "string";
   const isState = typeof channel.value === "boolean";
+  const kinds = [mood, isText && "is-text", isState && "is-state", channel.kind === "actuator" && "is-actuator"];
   return html`
     <div
       ref=${box}
-      class=${`tile ${mood} ${isText ? "is-text" : ""} ${isState ? "is-state" : ""} ${channel.kind === "actuator" ? "is-actuator" : ""}`}
+      class=${["tile", ...kinds].filter(Boolean).join(" ")}
       data-testid="tile"
       data-channel=${channel.id}
     >
