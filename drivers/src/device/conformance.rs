@@ -268,7 +268,7 @@ fn lost_acknowledges_and_a_dead_bus_pass() {
 #[test]
 fn no_bytes_make_a_driver_fail_or_show_the_impossible() {
     for mut rig in Rig::all() {
-        for seed in 1..2000 {
+        for seed in 1..2000_u64 {
             // From the very first byte, after the identity, and in the midst of measuring.
             let keeps = seed as usize % 12;
             let chip = chip_of(&rig);
