@@ -7,11 +7,13 @@ mod host;
 mod nmea;
 mod pulse_counter;
 mod serial_line;
+mod sht3x;
 
 #[rustfmt::skip] // A line each, so that a device is added in lines of its own.
 static REGISTRY: &[&DeviceType] = &[
     &host::TYPE,
     &bme280::TYPE,
+    &sht3x::TYPE,
     &gpio_input::TYPE,
     &gpio_output::TYPE,
     &pulse_counter::TYPE,
