@@ -11,12 +11,14 @@ export function plain(text, limit = 160) {
 /** A number with `digits` behind the point, in the reader's own notation. */
 export function number(value, digits = 0) {
   if (!Number.isFinite(value)) return "–";
+  if (Math.abs(value) >= 1e15) return value.toExponential(3);
   let format = formats.get(digits);
   if (!format) {
     format = new Intl.NumberFormat(undefined, { minimumFractionDigits: digits, maximumFractionDigits: digits });
     formats.set(digits, format);
   }
-  return format.format(value);
+  // What rounds to nothing has no sign.
+  return format.format(Math.abs(value) < 0.5 * 10 ** -digits ? 0 : value);
 }
 
 /** A count that reads well at any size: `987`, `12,345`, `1.2 M`. */
