@@ -96,7 +96,6 @@ impl Checker {
         is_step
     }
 
-    #[expect(clippy::float_cmp, reason = "a stuck sensor repeats the very bits")]
     fn is_stuck(&mut self, raw: f64) -> bool {
         let Some(stuck_after) = self.stuck_after else { return false };
         self.equals = if self.last_raw == Some(raw) { self.equals.saturating_add(1) } else { 1 };

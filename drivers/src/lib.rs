@@ -27,7 +27,7 @@ pub use error::DeviceError;
 pub use quality::{BadReason, Quality, UncertainReason};
 pub use samples::{Sample, Samples};
 pub use settings::{Period, SettingsError, parse_settings};
-pub use setup::{BusKey, Decoder, Device, DeviceType, Driver, EventDevice, Setup, Wires};
+pub use setup::{BusKey, Decoder, Device, DeviceType, Driver, EventDevice, Parse, Setup, Wires};
 pub use value::Value;
 
 /// Nanoseconds of `CLOCK_MONOTONIC`, the clock that the kernel stamps GPIO edges with.

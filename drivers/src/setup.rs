@@ -31,8 +31,11 @@ pub struct DeviceType {
     /// The device's own keys as a person would write them, each with a comment. Is itself valid.
     pub example: &'static str,
     /// Reads the device's own keys (those that all devices have are taken out before).
-    pub parse: fn(Spanned<DeTable<'_>>) -> Result<Arc<dyn Setup>, SettingsError>,
+    pub parse: Parse,
 }
+
+/// Reads a table of a device's own keys.
+pub type Parse = fn(Spanned<DeTable<'_>>) -> Result<Arc<dyn Setup>, SettingsError>;
 
 /// A device's settings: everything that is known of it without touching it.
 pub trait Setup: fmt::Debug + Send + Sync + Any + EqualSetup {

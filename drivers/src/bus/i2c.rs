@@ -307,13 +307,13 @@ mod tests {
 
     impl Transport for Tape {
         fn transfer(&mut self, address: u8, operations: &mut [Operation<'_>]) -> Result<(), I2cFault> {
-            let mut line = format!("{address:02x}:");
+            let mut words = vec![format!("{address:02x}:")];
             let mut next = 0;
             for operation in operations {
                 match operation {
-                    Operation::Write(bytes) => line += &format!(" W{bytes:?}"),
+                    Operation::Write(bytes) => words.push(format!("W{bytes:?}")),
                     Operation::Read(buffer) => {
-                        line += &format!(" R{}", buffer.len());
+                        words.push(format!("R{}", buffer.len()));
                         buffer.fill_with(|| {
                             next += 1;
                             next
@@ -321,7 +321,7 @@ mod tests {
                     }
                 }
             }
-            self.0.borrow_mut().push(line);
+            self.0.borrow_mut().push(words.join(" "));
             Ok(())
         }
     }

@@ -48,7 +48,7 @@ impl Device for Sht3x {
         let mut status = [0; 3];
         for _ in 0..2 {
             self.handle.write_read(self.address, &STATUS, &mut status)?;
-            if word(&status).is_ok() {
+            if word(status).is_ok() {
                 return Ok(());
             }
         }
@@ -61,7 +61,7 @@ impl Device for Sht3x {
         self.handle.write(self.address, &MEASURE)?;
         self.handle.delay_us(CONVERSION_US);
         self.handle.read(self.address, &mut answer)?;
-        let (temperature, humidity) = decode(&answer)?;
+        let (temperature, humidity) = decode(answer)?;
         out.put(TEMPERATURE, temperature);
         out.put(HUMIDITY, humidity);
         Ok(())
@@ -81,15 +81,15 @@ fn channels() -> Vec<ChannelSpec> {
 }
 
 /// Degrees Celsius and percent (§4.13).
-fn decode(answer: &[u8; 6]) -> Result<(f64, f64), DeviceError> {
-    let temperature = f64::from(word(&[answer[0], answer[1], answer[2]])?);
-    let humidity = f64::from(word(&[answer[3], answer[4], answer[5]])?);
+fn decode(answer: [u8; 6]) -> Result<(f64, f64), DeviceError> {
+    let temperature = f64::from(word([answer[0], answer[1], answer[2]])?);
+    let humidity = f64::from(word([answer[3], answer[4], answer[5]])?);
     Ok((temperature / 65535.0 * 175.0 - 45.0, humidity / 65535.0 * 100.0))
 }
 
 /// A word and its checksum.
-fn word(bytes: &[u8; 3]) -> Result<u16, DeviceError> {
-    let [high, low, sum] = *bytes;
+fn word(bytes: [u8; 3]) -> Result<u16, DeviceError> {
+    let [high, low, sum] = bytes;
     if checksum([high, low]) == sum {
         Ok(u16::from_be_bytes([high, low]))
     } else {
@@ -124,7 +124,7 @@ mod tests {
     fn words_are_decoded_as_the_datasheet_says() {
         // §4.12: the checksum of 0xBEEF is 0x92.
         assert_eq!(checksum([0xBE, 0xEF]), 0x92);
-        let (temperature, humidity) = decode(&[0x5F, 0x58, 0x38, 0x7B, 0xB2, 0x7D]).unwrap();
+        let (temperature, humidity) = decode([0x5F, 0x58, 0x38, 0x7B, 0xB2, 0x7D]).unwrap();
         assert!((temperature - 20.177).abs() < 0.001, "{temperature}");
         assert!((humidity - 48.319).abs() < 0.001, "{humidity}");
     }
@@ -134,7 +134,7 @@ mod tests {
         let of = |raw: u16| {
             let [high, low] = raw.to_be_bytes();
             let sum = checksum([high, low]);
-            decode(&[high, low, sum, high, low, sum]).unwrap()
+            decode([high, low, sum, high, low, sum]).unwrap()
         };
         assert_eq!(of(0), (-45.0, 0.0));
         assert_eq!(of(0xFFFF), (130.0, 100.0));
@@ -147,7 +147,7 @@ mod tests {
         for bit in 0..48 {
             let mut bad = good;
             bad[bit / 8] ^= 1 << (bit % 8);
-            assert_eq!(decode(&bad), Err(DeviceError::Crc("a word")), "bit {bit}");
+            assert_eq!(decode(bad), Err(DeviceError::Crc("a word")), "bit {bit}");
         }
     }
 }

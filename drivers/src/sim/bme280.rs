@@ -226,18 +226,16 @@ const CALIBRATION_TP: [u8; 24] = {
 
 /// H2..H6 as they stand from 0xE1: H4 and H5 share 0xE5 (§4.2.2).
 const CALIBRATION_H: [u8; 7] = [
-    (370 & 0xFF) as u8,
-    (370 >> 8) as u8,
-    0,
-    (313 >> 4) as u8,
-    (313 & 0x0F) as u8 | ((50 & 0x0F) << 4) as u8,
-    (50 >> 4) as u8,
+    // H2 = 370, H3 = 0
+    0x72, 0x01, 0,
+    // H4 = 313 = 0x139, H5 = 50 = 0x032: the upper eight bits of H4, the lower four of both, the upper eight of H5
+    0x13, 0x29, 0x03, // H6
     30,
 ];
 
 const BOOT_NS: u64 = 2_000_000;
 
-/// t_standby of the config register (§5.4.6).
+/// `t_standby` of the config register (§5.4.6).
 const STANDBY_NS: [u64; 8] =
     [500_000, 62_500_000, 125_000_000, 250_000_000, 500_000_000, 1_000_000_000, 10_000_000, 20_000_000];
 

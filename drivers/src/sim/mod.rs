@@ -153,7 +153,7 @@ impl Transport for SimBus {
         }
         let takes_it = matches!(
             operations,
-            [Operation::Write(_)] | [Operation::Read(_)] | [Operation::Write(_), Operation::Read(_)]
+            [Operation::Write(_) | Operation::Read(_)] | [Operation::Write(_), Operation::Read(_)]
         );
         if !takes_it {
             return Err(I2cFault::Unsupported);

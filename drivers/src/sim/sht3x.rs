@@ -1,4 +1,4 @@
-//! Sensirion SHT3x as its datasheet (SHT3x-DIS version 7, December 2022) describes it: single-shot commands (§4.3),
+//! Sensirion SHT30, SHT31 and SHT35 as their datasheet (SHT3x-DIS version 7, December 2022) describes them: single-shot commands (§4.3),
 //! conversion times (table 4), status (§4.11), checksum (§4.12).
 
 use super::{Chip, weather};

@@ -1,5 +1,5 @@
 //! `/dev/i2c-N` (Linux `Documentation/i2c/dev-interface.rst`): one descriptor per bus, `I2C_RDWR` with a repeated
-//! start, and SMBus block transfers for adapters that know no plain I2C (i2c-stub, i801, USB bridges).
+//! start, and `SMBus` block transfers for adapters that know no plain I2C (i2c-stub, i801, USB bridges).
 
 use std::fs::File;
 use std::os::fd::AsRawFd;
@@ -57,7 +57,7 @@ impl LinuxI2c {
         ioctl(&self.file, I2C_RDWR, (&raw mut all).cast()).map_err(fault)
     }
 
-    /// `[W1]`, `[W1..33]`, `[R1]` and `[W1, R..32]` are what SMBus can say; chips use little else.
+    /// `[W1]`, `[W1..33]`, `[R1]` and `[W1, R..32]` are what `SMBus` can say; chips use little else.
     fn smbus(&self, address: u8, operations: &mut [Operation<'_>]) -> Result<(), I2cFault> {
         ioctl(&self.file, I2C_SLAVE, std::ptr::without_provenance_mut(usize::from(address)))
             .map_err(fault)?;

@@ -13,7 +13,7 @@ use crate::channel::{ChannelSpec, name_from};
 pub(super) struct Disks {
     sysfs: Sysfs,
     paths: Vec<PathBuf>,
-    disks: Vec<String>,
+    names: Vec<String>,
     rate: Rate,
     channels: Vec<ChannelSpec>,
 }
@@ -53,7 +53,7 @@ impl Disks {
             );
         }
         let paths = found.into_iter().map(|(_, path)| path).collect();
-        Self { sysfs: sysfs.clone(), paths, disks, rate: Rate::default(), channels }
+        Self { sysfs: sysfs.clone(), paths, names: disks, rate: Rate::default(), channels }
     }
 }
 
@@ -68,10 +68,10 @@ impl Part for Disks {
             out.put_or_bad(2 * n, space.map(|(used, _)| used));
             out.put_or_bad(2 * n + 1, space.map(|(_, free)| free));
         }
-        if self.disks.is_empty() {
+        if self.names.is_empty() {
             return;
         }
-        let written = self.sysfs.text("proc/diskstats").map(|text| written_bytes(&text, &self.disks));
+        let written = self.sysfs.text("proc/diskstats").map(|text| written_bytes(&text, &self.names));
         let channel = 2 * self.paths.len();
         out.put_or_bad(channel, written.map(|bytes| bytes as i64));
         if let Some(rate) = written.and_then(|bytes| self.rate.per_second(bytes, now_ns)) {
