@@ -53,6 +53,8 @@ pub enum Event {
 pub struct DeviceConfig {
     /// Its name: [`crate::reading::is_name`] holds.
     pub name: String,
+    /// Its type's name in the configuration.
+    pub type_name: &'static str,
     /// What a person calls it.
     pub title: Option<String>,
     /// How often it is read; for a serial port, how long its silence is no cause for worry.

@@ -57,12 +57,12 @@ impl BusThread {
         let (commands, receiver) = sync_channel(COMMANDS_WAITING);
         let wanted = Arc::new(Mutex::new(Wanted::default()));
         let theirs = wanted.clone();
+        let name = key.to_string();
         let run = move || {
             let bus = Bus { key, outlet, wires: Wires::new(), slots: Vec::new(), samples: Samples::new() };
             bus.run(&receiver, &theirs);
             drop(running);
         };
-        let name = "bus".to_owned();
         if let Err(error) = thread::Builder::new().name(name).stack_size(STACK_BYTES).spawn(run) {
             log::error!("cannot start a thread for a bus: {error}");
         }

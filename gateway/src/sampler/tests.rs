@@ -1,4 +1,6 @@
-use drivers::{Quality, UncertainReason, device};
+use drivers::{BadReason, Quality, UncertainReason, device};
+use tokio::io::AsyncWriteExt;
+use tokio_serial::{SerialPort, SerialStream};
 use toml::de::DeTable;
 
 use super::*;
@@ -7,9 +9,11 @@ use super::*;
 const PATIENCE: Duration = Duration::from_secs(20);
 
 fn config(name: &str, kind: &str, toml: &str) -> DeviceConfig {
-    let setup = (device::find(kind).unwrap().parse)(DeTable::parse(toml).unwrap()).unwrap();
+    let device_type = device::find(kind).unwrap();
+    let setup = (device_type.parse)(DeTable::parse(toml).unwrap()).unwrap();
     DeviceConfig {
         name: name.to_owned(),
+        type_name: device_type.name,
         title: None,
         interval: Duration::from_millis(20),
         setup,
@@ -177,6 +181,34 @@ async fn a_slow_taker_costs_readings_and_nothing_else() {
     assert!(matches!(world.until(Some).await, Event::Online { .. }));
     assert!(matches!(world.until(Some).await, Event::State { state: State::Online, .. }));
     world.reading_of("attic/temperature").await;
+}
+
+#[tokio::test]
+async fn a_serial_port_is_read_and_its_end_is_told() {
+    let (mut far_end, near_end) = SerialStream::pair().unwrap();
+    let port = near_end.name().unwrap();
+    // The sampler wants the port for itself.
+    drop(near_end);
+    let toml = format!("port = {port:?}\nformat = \"json\"\nfields.t = {{ unit = \"Cel\" }}");
+    let mut world = World::new(64, vec![config("probe", "serial-line", &toml)]);
+    world.state_of("probe", State::Online).await;
+    far_end.write_all(b"\xFF\xFEgarbage\n{\"t\":21.5}\n{\"t\":22,\"id\":\"x\"}\n").await.unwrap();
+    assert_eq!(world.reading_of("probe/t").await.value, Some(Value::Number(21.5)));
+    // A key that was not configured is a channel once it has come, and the same chunk's readings follow its news.
+    far_end.write_all(b"{\"t\":23,\"door\":true}\n").await.unwrap();
+    world
+        .until(|event| match event {
+            Event::Online { channels, .. } => {
+                channels.iter().any(|channel| channel.name() == "door").then_some(())
+            }
+            _ => None,
+        })
+        .await;
+    assert_eq!(world.reading_of("probe/door").await.value, Some(Value::Boolean(true)));
+    drop(far_end);
+    let bad = world.reading_of("probe/t").await;
+    assert_eq!((bad.value, bad.quality), (None, Quality::Bad(BadReason::NoAnswer)));
+    world.sampler.stop().await;
 }
 
 #[tokio::test]
