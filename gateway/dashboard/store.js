@@ -105,18 +105,15 @@ export class Store {
     if (levels[0] !== "tidegate" || levels[1] !== this.gateway) return this.#ignore();
     const [first, second, third, fourth, more] = levels.slice(2);
     if (second === undefined) {
-      if (first !== "state") return this.#ignore();
+      if (first !== "$state") return this.#ignore();
       this.gatewayState = plain(text(payload, 64), 32);
       return this.changed("link");
     }
-    if (!NAME.test(first) || !NAME.test(second) || more !== undefined) return this.#ignore();
+    if (!NAME.test(first) || more !== undefined) return this.#ignore();
+    if (second === "$state" && third === undefined) return this.#takeDeviceState(first, payload);
+    if (!NAME.test(second)) return this.#ignore();
     const id = `${first}/${second}`;
-    if (third === undefined) {
-      // A channel may be called `state` too; what a device says of itself is always an object.
-      if (second === "state" && payload[0] === BRACE) return this.#takeDeviceState(first, payload);
-      if (second === "state" && !payload.length) return;
-      return this.#takeValue(id, payload, isRetained);
-    }
+    if (third === undefined) return this.#takeValue(id, payload, isRetained);
     if (third === "meta" && fourth === undefined) return this.#takeMeta(id, payload);
     if (third === "set" && fourth === "result" && !isRetained) return this.#takeResult(id, payload);
   }
@@ -345,7 +342,6 @@ function sentence(name) {
 
 // The gateway's own rule for names; what a LAN client publishes beside it is not a channel.
 const NAME = /^[a-z0-9][a-z0-9_-]{0,63}$/;
-const BRACE = 0x7b;
 const CHANNELS_MAX = 2000;
 const DEVICES_MAX = 500;
 const TEXT_MAX = 1024;

@@ -10,7 +10,6 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::time::Duration;
 
 use drivers::Period;
@@ -334,7 +333,7 @@ impl Section for Gateway {
 impl Section for Mqtt {
     fn check(&self, place: &dyn Fn(&str) -> Range<usize>, diagnostics: &mut Vec<Diagnostic>) {
         for filter in &self.forward {
-            if let Err(error) = mqtt::Filter::parse(filter) {
+            if let Err(error) = mqtt::Filter::new(filter) {
                 diagnostics.push(Diagnostic::at(place("forward"), format!("`{filter}` is not a topic filter: {error}")));
             }
         }
@@ -361,7 +360,7 @@ impl Section for Http {
 
 impl Section for HomeAssistant {
     fn check(&self, place: &dyn Fn(&str) -> Range<usize>, diagnostics: &mut Vec<Diagnostic>) {
-        if let Err(error) = mqtt::Topic::parse(&self.prefix) {
+        if let Err(error) = mqtt::Topic::new(&self.prefix) {
             diagnostics.push(Diagnostic::at(place("prefix"), format!("`{}` is not a topic: {error}", self.prefix)));
         }
     }
@@ -454,7 +453,7 @@ fn devices(root: &mut DeTable<'_>, diagnostics: &mut Vec<Diagnostic>) -> Vec<Dev
                 places.insert(place, (whole.clone(), name.clone()));
             }
         }
-        devices.push(DeviceConfig { name, title: common.title, interval, setup, channels: common.channels });
+        devices.push(DeviceConfig { name, type_name: device_type.name, title: common.title, interval, setup, channels: common.channels });
     }
     devices
 }

@@ -66,7 +66,8 @@ pub struct DeviceConfig {
 }
 
 /// What the user set for one channel.
-#[derive(Debug, Clone, PartialEq, Default)]
+#[derive(Debug, Clone, Default, PartialEq, serde::Deserialize)]
+#[serde(deny_unknown_fields, default)]
 pub struct ChannelOverride {
     /// What a person calls it.
     pub title: Option<String>,

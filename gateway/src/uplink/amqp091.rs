@@ -19,8 +19,8 @@ use lapin::{BasicProperties, Channel, Confirmation, Connection, ConnectionProper
 use serde::Deserialize;
 
 use super::tls::Tls;
-use super::{Link, Setup, UplinkType};
-use crate::config::document::{Diagnostic, settings};
+use super::{Link, Setup, Uplink, UplinkType, host_and_port};
+use crate::config::document::settings;
 use crate::config::quantity::SecretSource;
 use crate::payload::{self, Outgoing};
 use crate::spool::Stored;
@@ -63,7 +63,7 @@ impl Setup for Settings {
 
     fn problems(&self) -> Vec<String> {
         let mut problems: Vec<String> = self.tls.iter().flat_map(Tls::problems).collect();
-        if self.host_and_port().is_none() {
+        if host_and_port(&self.address).is_none() {
             problems.push(format!("`{}` is not host:port", self.address));
         }
         problems.extend(self.password.as_ref().and_then(|source| source.read().err()));
@@ -86,18 +86,24 @@ impl Setup for Settings {
         self
     }
 
-    fn carry<'a>(&'a self, gateway: &'a str, link: &'a mut Link) -> BoxFuture<'a, anyhow::Result<()>> {
+    fn open(&self, gateway: &str, _name: &str) -> Box<dyn Uplink> {
+        Box::new(Amqp { settings: self.clone(), gateway: gateway.to_owned() })
+    }
+}
+
+struct Amqp {
+    settings: Settings,
+    gateway: String,
+}
+
+impl Uplink for Amqp {
+    fn carry<'a>(&'a mut self, link: &'a mut Link) -> BoxFuture<'a, anyhow::Result<()>> {
+        let Self { settings, gateway } = &*self;
         Box::pin(async move {
-            let connection = tokio::time::timeout(CONNECT, self.connect(gateway)).await.context("no answer")??;
-            let channel = connection.create_channel().await?;
-            let options = ExchangeDeclareOptions { durable: true, passive: self.passive, ..Default::default() };
-            channel
-                .exchange_declare(self.exchange.as_str().into(), ExchangeKind::Topic, options, FieldTable::default())
-                .await
-                .with_context(|| format!("exchange {}", self.exchange))?;
-            channel.confirm_select(ConfirmSelectOptions::default()).await?;
-            link.connected(&self.target());
-            let carried = self.publish(gateway, &channel, link).await;
+            let connection = tokio::time::timeout(CONNECT, settings.connect(gateway)).await.context("no answer")??;
+            let channel = tokio::time::timeout(CONNECT, settings.prepare(&connection)).await.context("no answer")??;
+            link.connected(&settings.target());
+            let carried = settings.publish(gateway, &channel, link).await;
             // Said politely where the connection still stands; otherwise dropping it is enough.
             let _ = tokio::time::timeout(CLOSE, connection.close(200, "bye".into())).await;
             carried
@@ -106,14 +112,8 @@ impl Setup for Settings {
 }
 
 impl Settings {
-    fn host_and_port(&self) -> Option<(&str, u16)> {
-        let (host, port) = self.address.rsplit_once(':')?;
-        let host = host.trim_start_matches('[').trim_end_matches(']');
-        Some((host, port.parse().ok()?)).filter(|(host, _)| !host.is_empty())
-    }
-
     async fn connect(&self, gateway: &str) -> anyhow::Result<Connection> {
-        let (host, port) = self.host_and_port().ok_or_else(|| anyhow!("`{}` is not host:port", self.address))?;
+        let (host, port) = host_and_port(&self.address).ok_or_else(|| anyhow!("`{}` is not host:port", self.address))?;
         let password = match &self.password {
             Some(source) => {
                 let secret = source.read().map_err(|error| anyhow!(error))?;
@@ -131,6 +131,18 @@ impl Settings {
         let properties = ConnectionProperties::default().with_connection_name(format!("tidegate {gateway}").into());
         let runtime = lapin::runtime::default_runtime()?;
         Ok(Connection::connect_uri_with_config(uri, properties, self.tls_config()?, runtime).await?)
+    }
+
+    /// A channel in confirm mode, and the exchange to publish to.
+    async fn prepare(&self, connection: &Connection) -> anyhow::Result<Channel> {
+        let channel = connection.create_channel().await?;
+        let options = ExchangeDeclareOptions { durable: true, passive: self.passive, ..Default::default() };
+        channel
+            .exchange_declare(self.exchange.as_str().into(), ExchangeKind::Topic, options, FieldTable::default())
+            .await
+            .with_context(|| format!("exchange {}", self.exchange))?;
+        channel.confirm_select(ConfirmSelectOptions::default()).await?;
+        Ok(channel)
     }
 
     fn tls_config(&self) -> anyhow::Result<OwnedTLSConfig> {

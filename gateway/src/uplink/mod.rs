@@ -26,11 +26,14 @@ use crate::config::document::Diagnostic;
 use crate::spool::{Committed, Seq, Spool, SpoolError, Stored};
 
 /// All kinds of uplinks, one line each.
+static REGISTRY: &[&UplinkType] = &[
+    &amqp091::UPLINK, //
+    &mqtt::UPLINK,
+];
+
+/// All kinds of uplinks.
 pub fn registry() -> &'static [&'static UplinkType] {
-    &[
-        &mqtt::UPLINK, //
-        &amqp091::UPLINK,
-    ]
+    REGISTRY
 }
 
 /// The kind with that name.
@@ -61,8 +64,14 @@ pub trait Setup: fmt::Debug + Send + Sync {
     fn is_same(&self, other: &dyn Setup) -> bool;
     /// For [`Setup::is_same`].
     fn as_any(&self) -> &dyn std::any::Any;
+    /// An uplink with these settings for a gateway of that name.
+    fn open(&self, gateway: &str, name: &str) -> Box<dyn Uplink>;
+}
+
+/// A way out. Lives as long as its settings, over many connections.
+pub trait Uplink: Send {
     /// Connects and carries entries until something fails. Ends without an error only when `link` is told to stop.
-    fn carry<'a>(&'a self, gateway: &'a str, link: &'a mut Link) -> BoxFuture<'a, anyhow::Result<()>>;
+    fn carry<'a>(&'a mut self, link: &'a mut Link) -> BoxFuture<'a, anyhow::Result<()>>;
 }
 
 /// `[[uplink]]`
@@ -108,6 +117,7 @@ pub struct Handle {
     pub config: UplinkConfig,
     status: Arc<Mutex<Status>>,
     stop: CancellationToken,
+    ended: CancellationToken,
 }
 
 impl Handle {
@@ -120,6 +130,11 @@ impl Handle {
     pub fn stop(&self) {
         self.stop.cancel();
     }
+
+    /// Waits until it has ended and its cursor is with the spool.
+    pub async fn ended(&self) {
+        self.ended.cancelled().await;
+    }
 }
 
 /// Makes an uplink and the task that runs it.
@@ -130,8 +145,13 @@ pub fn start(
     stop: CancellationToken,
 ) -> (Handle, impl Future<Output = ()> + Send + 'static) {
     let status = Arc::new(Mutex::new(Status { state: "connecting", ..Status::default() }));
-    let handle = Handle { config: config.clone(), status: status.clone(), stop: stop.clone() };
-    (handle, run(config, gateway, spool, stop, status))
+    let ended = CancellationToken::new();
+    let handle = Handle { config: config.clone(), status: status.clone(), stop: stop.clone(), ended: ended.clone() };
+    let task = async move {
+        run(config, gateway, spool, stop, status).await;
+        ended.cancel();
+    };
+    (handle, task)
 }
 
 async fn run(
@@ -154,12 +174,13 @@ async fn run(
         connected_at: None,
     };
     let mut backoff = Backoff::new(seed(&name));
+    let mut uplink = config.setup.open(&gateway, &name);
     loop {
         link.set_state("connecting", String::new(), None);
         let ended = tokio::select! {
             // Cancelled: the connection is dropped; what was in flight stays unconfirmed and is read again.
             () = stop.cancelled() => break,
-            ended = config.setup.carry(&gateway, &mut link) => ended,
+            ended = uplink.carry(&mut link) => ended,
         };
         if let Err(error) = &ended {
             // Once per change of state: a link that stays down fills no log.
@@ -299,6 +320,13 @@ impl Rate {
         }
         self.last
     }
+}
+
+/// The parts of `host:port`; an IPv6 address stands in brackets.
+fn host_and_port(address: &str) -> Option<(&str, u16)> {
+    let (host, port) = address.rsplit_once(':')?;
+    let host = host.trim_start_matches('[').trim_end_matches(']');
+    Some((host, port.parse().ok()?)).filter(|(host, _)| !host.is_empty())
 }
 
 fn seed(name: &str) -> u64 {

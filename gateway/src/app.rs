@@ -1,0 +1,623 @@
+//! The wiring: what is started in which order, what flows from where to where, and how it ends.
+
+use std::net::SocketAddr;
+use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, anyhow, bail};
+use futures_util::StreamExt as _;
+use futures_util::stream::FuturesUnordered;
+use log::{error, info, warn};
+use mqtt::Filter;
+use tokio::net::{TcpListener, UnixListener};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::{broadcast, mpsc, oneshot};
+use tokio_util::sync::CancellationToken;
+
+use crate::clock::{Clock, Stamp};
+use crate::command::{Command, Desk};
+use crate::config::Config;
+use crate::intake::Intake;
+use crate::listener::broker::{self, BrokerConfig, BrokerHandle, Delivered, Ingress};
+use crate::listener::coap::{self, CoapConfig, CoapHandle};
+use crate::listener::{bind, web};
+use crate::live::{self, Live};
+use crate::payload::{Format, ROOT};
+use crate::reading::{ChannelId, Reading};
+use crate::sampler::{self, DeviceConfig, Sampler};
+use crate::spool::{self, Damage, Entry, Spool};
+use crate::supervise::Supervisor;
+use crate::uplink;
+use crate::users::Users;
+use crate::{banner, health, notify, paths};
+
+/// What the listeners need of the running gateway.
+pub struct Gateway {
+    /// The last readings.
+    pub live: Live,
+    /// The log.
+    pub spool: Spool,
+    /// The way into it.
+    pub intake: Intake,
+    /// Commands.
+    pub desk: Desk,
+    /// The MQTT broker.
+    pub broker: BrokerHandle,
+    /// The CoAP server.
+    pub coap: CoapHandle,
+    /// Every reading as it comes; who is too slow misses some.
+    pub readings: broadcast::Sender<Reading>,
+    /// Who may come in.
+    pub users: Users,
+    /// The machine's clocks.
+    pub clock: Clock,
+    /// When the gateway started.
+    pub started: Stamp,
+    /// What was found damaged at start.
+    pub damage: Option<Damage>,
+    /// What is served where.
+    pub listeners: Vec<(&'static str, SocketAddr)>,
+    /// Replaced as a whole by a reload.
+    config: RwLock<Arc<Config>>,
+    /// The running uplinks; changed by a reload only.
+    uplinks: Mutex<Vec<uplink::Handle>>,
+    reloads: mpsc::Sender<oneshot::Sender<Result<String, String>>>,
+    /// Entries appended and when that was looked at, for the rate.
+    appended: Mutex<(Instant, u64, f64)>,
+}
+
+impl Gateway {
+    /// The configuration in force.
+    pub fn config(&self) -> Arc<Config> {
+        self.config.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// The running uplinks.
+    pub fn uplinks(&self) -> Vec<uplink::Handle> {
+        self.uplinks.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Entries appended per second, over the last seconds.
+    pub fn appended_per_s(&self) -> f64 {
+        let total = self.spool.stats().appended;
+        let mut seen = self.appended.lock().unwrap_or_else(PoisonError::into_inner);
+        let passed = seen.0.elapsed();
+        if passed > Duration::from_secs(2) {
+            *seen = (Instant::now(), total, (total - seen.1) as f64 / passed.as_secs_f64());
+        }
+        seen.2
+    }
+
+    /// Has the configuration read again; says what changed.
+    ///
+    /// # Errors
+    /// The mistakes, drawn for a person; the old configuration stays in force.
+    pub async fn request_reload(&self) -> Result<String, String> {
+        let (reply, answer) = oneshot::channel();
+        self.reloads.send(reply).await.map_err(|_| "the gateway is stopping".to_owned())?;
+        answer.await.map_err(|_| "the gateway is stopping".to_owned())?
+    }
+}
+
+/// How the gateway is to run.
+#[derive(Debug, Clone)]
+pub struct Start {
+    /// The file or directory the user named.
+    pub config: Option<PathBuf>,
+    /// The state directory the user named.
+    pub state: Option<PathBuf>,
+    /// Whether a person watches.
+    pub is_watched: bool,
+}
+
+/// Runs the gateway until it is told to stop.
+///
+/// # Errors
+/// What kept it from starting, or which part of it ended unasked.
+pub async fn run(start: Start, config: Config) -> Result<()> {
+    let clock = Clock::new();
+    let started = clock.stamp();
+    let state = paths::state_directory(start.state.as_deref()).map_err(|error| anyhow!(error))?;
+    make_private(&state)?;
+    // All addresses first: whatever is wrong with one is said before anything runs.
+    let listen = |what, addresses: &[SocketAddr]| addresses.iter().map(|at| bind::tcp(what, *at)).collect::<Result<Vec<_>>>();
+    let mqtt_listeners = listen("mqtt", &config.mqtt.listen)?;
+    let http_listeners = listen("http", &config.http.listen)?;
+    let coap_sockets = config.coap.listen.iter().map(|at| bind::udp("coap", *at)).collect::<Result<Vec<_>>>()?;
+    let (control, control_path) = bind_control(start.state.as_deref(), &state)?;
+    let mut listeners = Vec::new();
+    for (what, address) in mqtt_listeners.iter().map(|l| ("mqtt", l.local_addr()))
+        .chain(http_listeners.iter().map(|l| ("http", l.local_addr())))
+        .chain(coap_sockets.iter().map(|s| ("coap", s.local_addr())))
+    {
+        listeners.push((what, address?));
+    }
+
+    let mut supervisor = Supervisor::default();
+    let stop = supervisor.token();
+    let (spool, damage) = Spool::open(&state, spool_options(&config), clock)?;
+    let (intake, intake_task) = Intake::new(spool.clone(), clock, stop.clone());
+    let users = Users::default();
+    users.load(&config.users).map_err(|error| anyhow!(error))?;
+
+    // The listeners end after everything that speaks through them.
+    let farewell = CancellationToken::new();
+    let broker_config = BrokerConfig {
+        limits: mqtt::Limits { connections: config.mqtt.max_connections, ..mqtt::Limits::default() },
+        listeners: mqtt_listeners,
+        forwarded: filters(&config.mqtt.forward),
+        access: Box::new(users.clone()),
+        seed: random(),
+    };
+    let broker::Started { handle: broker, ingress, finished: broker_finished } =
+        broker::start(broker_config, farewell.clone()).context("mqtt")?;
+    let (coap_orders, coap_commands) = mpsc::channel(COMMANDS);
+    let coap_config = CoapConfig {
+        gateway: config.gateway.name.clone(),
+        sockets: coap_sockets,
+        commands: coap_orders,
+        seed: random(),
+    };
+    let coap::Started { handle: coap, finished: coap_finished } =
+        coap::start(coap_config, farewell.clone()).context("coap")?;
+
+    // Full: readings are dropped and counted by the sampler, a bus is never held up.
+    let (events_in, events) = mpsc::channel(EVENTS);
+    let mut sampler = Sampler::new(clock, events_in);
+    let discovery = config.home_assistant.discovery.then(|| config.home_assistant.prefix.clone());
+    let live = Live::new(config.gateway.name.clone(), broker.clone(), coap.clone(), discovery);
+    let desk = Desk::new(live.clone(), sampler.commander(), intake.clone(), clock);
+    let (reloads, reload_requests) = mpsc::channel(1);
+    let gateway = Arc::new(Gateway {
+        live: live.clone(),
+        spool: spool.clone(),
+        intake: intake.clone(),
+        desk,
+        broker: broker.clone(),
+        coap,
+        readings: broadcast::channel(TAIL).0,
+        users,
+        clock,
+        started,
+        damage,
+        listeners,
+        config: RwLock::new(Arc::new(config.clone())),
+        uplinks: Mutex::default(),
+        reloads,
+        appended: Mutex::new((Instant::now(), 0, 0.0)),
+    });
+
+    supervisor.spawn("intake", intake_task);
+    supervisor.spawn("readings", take_readings(gateway.clone(), events));
+    supervisor.spawn("ingress", take_ingress(gateway.clone(), ingress, stop.clone()));
+    supervisor.spawn("MQTT commands", take_mqtt_commands(gateway.clone(), stop.clone()).await);
+    supervisor.spawn("CoAP commands", take_coap_commands(gateway.clone(), coap_commands, stop.clone()));
+    supervisor.spawn("Home Assistant", greet_home_assistant(gateway.clone(), stop.clone()));
+    for listener in http_listeners {
+        let listener = TcpListener::from_std(listener)?;
+        supervisor.spawn("http", web::serve_tcp(listener, gateway.clone(), stop.clone()));
+    }
+    supervisor.spawn("control", web::serve_control(control, control_path, gateway.clone(), stop.clone()));
+    live.gateway_state(true);
+    for device in &config.devices {
+        live.add_device(shown(device));
+    }
+    sampler.apply(config.devices.clone());
+    for uplink in &config.uplinks {
+        start_uplink(&gateway, uplink.clone(), &mut supervisor);
+    }
+
+    if start.is_watched {
+        banner::print(&gateway, &state);
+    }
+    info!("{} serves {} devices, {} uplinks", config.gateway.name, config.devices.len(), config.uplinks.len());
+    notify::ready();
+    let ended = serve(&gateway, &start, &mut sampler, &mut supervisor, reload_requests).await;
+
+    notify::stopping();
+    info!("stopping");
+    sampler.stop().await;
+    live.gateway_state(false);
+    supervisor.stop(STOP_TASKS).await;
+    farewell.cancel();
+    let _ = tokio::time::timeout(STOP_LISTENERS, async {
+        let _ = broker_finished.await;
+        let _ = coap_finished.await;
+    })
+    .await;
+    spool.close().await;
+    info!("stopped");
+    ended
+}
+
+/// Waits for signals, reloads and failures, and keeps the watchdog fed, until it is time to stop.
+async fn serve(
+    gateway: &Arc<Gateway>,
+    start: &Start,
+    sampler: &mut Sampler,
+    supervisor: &mut Supervisor,
+    mut reloads: mpsc::Receiver<oneshot::Sender<Result<String, String>>>,
+) -> Result<()> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut hangup = signal(SignalKind::hangup())?;
+    let mut beat = tokio::time::interval(notify::watchdog().unwrap_or(STATUS_INTERVAL).min(STATUS_INTERVAL));
+    loop {
+        tokio::select! {
+            _ = terminate.recv() => return Ok(()),
+            _ = interrupt.recv() => return Ok(()),
+            name = supervisor.first_to_end() => bail!("{name} ended unasked"),
+            _ = hangup.recv() => {
+                // The mistakes are logged; the old configuration stays.
+                let _ = reload(gateway, start, sampler, supervisor).await;
+            }
+            Some(reply) = reloads.recv() => {
+                let _ = reply.send(reload(gateway, start, sampler, supervisor).await);
+            }
+            _ = beat.tick() => {
+                // The broker's own thread has to answer before the watchdog is told that we are alive.
+                if gateway.broker.status().await.is_some() {
+                    notify::alive();
+                }
+                notify::status(&summary(gateway));
+            }
+        }
+    }
+}
+
+/// Reads the configuration again and changes what is different, nothing else.
+async fn reload(
+    gateway: &Arc<Gateway>,
+    start: &Start,
+    sampler: &mut Sampler,
+    supervisor: &mut Supervisor,
+) -> Result<String, String> {
+    notify::reloading();
+    let result = try_reload(gateway, start, sampler, supervisor).await;
+    match &result {
+        Ok(changes) => info!("configuration read again: {changes}"),
+        Err(mistakes) => {
+            error!("the configuration was not taken over, the old one stays in force");
+            for line in mistakes.lines() {
+                error!("{line}");
+            }
+        }
+    }
+    notify::ready();
+    result
+}
+
+async fn try_reload(
+    gateway: &Arc<Gateway>,
+    start: &Start,
+    sampler: &mut Sampler,
+    supervisor: &mut Supervisor,
+) -> Result<String, String> {
+    let new = crate::load_config(start.config.as_deref()).map_err(|rejected| rejected.render(false))?;
+    let old = gateway.config();
+    gateway.users.load(&new.users)?;
+    let mut changes = Vec::new();
+    if new.users != old.users {
+        changes.push("users".to_owned());
+    }
+    if new.mqtt.forward != old.mqtt.forward {
+        gateway.broker.set_forwarded(filters(&new.mqtt.forward)).await;
+        changes.push("forwarded topics".into());
+    }
+    if new.home_assistant != old.home_assistant {
+        gateway.live.set_discovery(new.home_assistant.discovery.then(|| new.home_assistant.prefix.clone()));
+        changes.push("Home Assistant".into());
+    }
+    for gone in old.devices.iter().filter(|device| !new.devices.contains(device)) {
+        if !new.devices.iter().any(|device| device.name == gone.name) {
+            changes.push(format!("device {} removed", gone.name));
+        }
+        gateway.live.remove_device(&gone.name);
+    }
+    for added in new.devices.iter().filter(|device| !old.devices.contains(device)) {
+        gateway.live.add_device(shown(added));
+        changes.push(format!("device {}", added.name));
+    }
+    sampler.apply(new.devices.clone());
+    let stopped: Vec<uplink::Handle> =
+        gateway.uplinks().into_iter().filter(|handle| !new.uplinks.contains(&handle.config)).collect();
+    for handle in &stopped {
+        handle.stop();
+        changes.push(format!("uplink {} stopped", handle.config.name));
+    }
+    gateway
+        .uplinks
+        .lock()
+        .unwrap_or_else(PoisonError::into_inner)
+        .retain(|handle| new.uplinks.contains(&handle.config));
+    // Before an uplink of the same name reads its cursor, the old one has stored it.
+    for handle in &stopped {
+        handle.ended().await;
+    }
+    if new.spool != old.spool || new.uplinks != old.uplinks {
+        gateway.spool.reconfigure(spool_options(&new)).await.map_err(|error| error.to_string())?;
+    }
+    if new.spool != old.spool {
+        changes.push("spool".into());
+    }
+    let running = gateway.uplinks();
+    for added in new.uplinks.iter().filter(|uplink| !running.iter().any(|handle| handle.config == **uplink)) {
+        start_uplink(gateway, added.clone(), supervisor);
+        changes.push(format!("uplink {}", added.name));
+    }
+    let mut kept = new.clone();
+    let needs_restart = new.gateway != old.gateway
+        || new.mqtt.listen != old.mqtt.listen
+        || new.mqtt.max_connections != old.mqtt.max_connections
+        || new.http.listen != old.http.listen
+        || new.coap != old.coap;
+    if needs_restart {
+        warn!("the gateway's name, addresses and connection limits change with the next start only");
+        changes.push("name or addresses (with the next start)".into());
+        kept.gateway = old.gateway.clone();
+        kept.mqtt.listen.clone_from(&old.mqtt.listen);
+        kept.mqtt.max_connections = old.mqtt.max_connections;
+        kept.http.listen.clone_from(&old.http.listen);
+        kept.coap = old.coap.clone();
+    }
+    *gateway.config.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(kept);
+    Ok(if changes.is_empty() { "nothing changed".into() } else { changes.join(", ") })
+}
+
+/// Readings and states from the sampler: shown live at once, then handed to the spool.
+async fn take_readings(gateway: Arc<Gateway>, mut events: mpsc::Receiver<sampler::Event>) {
+    while let Some(event) = events.recv().await {
+        match event {
+            sampler::Event::Online { device, channels } => gateway.live.set_channels(&device, &channels),
+            sampler::Event::State { device, state, detail } => {
+                gateway.live.set_state(&device, state.as_str(), detail.unwrap_or_default());
+            }
+            sampler::Event::Readings(readings) => {
+                for reading in readings {
+                    let reading = live::rounded(reading);
+                    gateway.live.set_reading(&reading);
+                    // Nobody tails: that is fine.
+                    let _ = gateway.readings.send(reading.clone());
+                    gateway.intake.offer(Entry::Reading(reading));
+                }
+            }
+        }
+    }
+    // The sampler has stopped; this task ends with the others.
+    std::future::pending::<()>().await;
+}
+
+/// Clients' messages on forwarded topics: acknowledged once the spool has them.
+async fn take_ingress(gateway: Arc<Gateway>, mut ingress: mpsc::Receiver<Ingress>, stop: CancellationToken) {
+    let mut waiting = FuturesUnordered::new();
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            Some(()) = waiting.next() => {}
+            // Cancel-safe: a message is taken or it is not.
+            taken = ingress.recv() => {
+                let Some(Ingress { message, receipt, .. }) = taken else { return };
+                let entry = Entry::Message {
+                    topic: message.topic.as_str().into(),
+                    payload: message.payload.clone(),
+                    stamp: gateway.clock.stamp(),
+                };
+                let (done, stored) = oneshot::channel();
+                gateway.intake.store(entry, done).await;
+                waiting.push(async move {
+                    match stored.await {
+                        Ok(Ok(())) => receipt.stored(),
+                        _ => receipt.refused(mqtt::ReasonCode::QUOTA_EXCEEDED),
+                    }
+                });
+            }
+        }
+    }
+}
+
+/// Commands by MQTT: `tidegate/<gateway>/<device>/<channel>/set`, the value as text or as `{"value": …, "id": …}`.
+async fn take_mqtt_commands(gateway: Arc<Gateway>, stop: CancellationToken) -> impl Future<Output = ()> + Send + 'static {
+    let prefix = format!("{ROOT}/{}/", gateway.live.gateway());
+    // The subscription stands before anything is announced.
+    let mut messages = match Filter::new(format!("{prefix}+/+/set")) {
+        Ok(filter) => Some(gateway.broker.subscribe(filter).await),
+        Err(_) => None,
+    };
+    async move {
+        let mut under_way = FuturesUnordered::new();
+        loop {
+            tokio::select! {
+                () = stop.cancelled() => return,
+                Some(_) = under_way.next() => {}
+                Some(Delivered { message, .. }) = next_of(&mut messages), if under_way.len() < COMMANDS => {
+                    // A retained command would be carried out again at every start.
+                    if message.retain {
+                        warn!("a retained command on {} is not carried out", message.topic.as_str());
+                        continue;
+                    }
+                    let path = message.topic.as_str().strip_prefix(&prefix).and_then(|path| path.strip_suffix("/set"));
+                    let Some(channel) = path.and_then(ChannelId::parse) else { continue };
+                    let (value, id) = value_and_id(&message.payload);
+                    let command = Command { channel, format: Format::Text, value, source: "mqtt".into(), id };
+                    let desk = gateway.desk.clone();
+                    under_way.push(async move { desk.carry_out(command).await });
+                }
+            }
+        }
+    }
+}
+
+/// Commands by CoAP.
+async fn take_coap_commands(
+    gateway: Arc<Gateway>,
+    mut requests: mpsc::Receiver<coap::CommandRequest>,
+    stop: CancellationToken,
+) {
+    let mut under_way = FuturesUnordered::new();
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            Some(()) = under_way.next() => {}
+            Some(request) = requests.recv(), if under_way.len() < COMMANDS => {
+                let desk = gateway.desk.clone();
+                under_way.push(async move {
+                    let coap::CommandRequest { channel, format, value, source, reply } = request;
+                    let command = Command { channel, format, value, source, id: None };
+                    let _ = reply.send(desk.carry_out(command).await.result);
+                });
+            }
+        }
+    }
+}
+
+/// Home Assistant says `online` when it has started: it then wants to hear of everything again.
+async fn greet_home_assistant(gateway: Arc<Gateway>, stop: CancellationToken) {
+    let topic = format!("{}/status", gateway.config().home_assistant.prefix);
+    let Ok(filter) = Filter::new(topic) else { return stop.cancelled().await };
+    let mut births = gateway.broker.subscribe(filter).await;
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            Some(birth) = births.recv() => {
+                if &birth.message.payload[..] == b"online" {
+                    gateway.live.announce_all();
+                }
+            }
+        }
+    }
+}
+
+fn start_uplink(gateway: &Arc<Gateway>, config: uplink::UplinkConfig, supervisor: &mut Supervisor) {
+    let name = gateway.live.gateway().to_owned();
+    let (handle, task) = uplink::start(config, name, gateway.spool.clone(), supervisor.token().child_token());
+    gateway.uplinks.lock().unwrap_or_else(PoisonError::into_inner).push(handle);
+    let stop = supervisor.token();
+    supervisor.spawn("uplink", async move {
+        task.await;
+        // One that a reload stopped is no failure: its task ends with the others.
+        stop.cancelled().await;
+    });
+}
+
+async fn next_of(messages: &mut Option<mpsc::Receiver<Delivered>>) -> Option<Delivered> {
+    match messages {
+        Some(messages) => messages.recv().await,
+        None => None,
+    }
+}
+
+/// A command's payload: the value itself, or an object with value and id.
+fn value_and_id(payload: &[u8]) -> (Vec<u8>, Option<String>) {
+    let text = |value: &serde_json::Value| match value {
+        serde_json::Value::String(text) => text.clone(),
+        other => other.to_string(),
+    };
+    match serde_json::from_slice::<serde_json::Value>(payload) {
+        Ok(serde_json::Value::Object(object)) if object.contains_key("value") => {
+            (text(&object["value"]).into_bytes(), object.get("id").map(text))
+        }
+        _ => (payload.to_vec(), None),
+    }
+}
+
+fn shown(device: &DeviceConfig) -> live::Device {
+    live::Device {
+        name: device.name.clone(),
+        title: device.title.clone().unwrap_or_else(|| device.name.clone()),
+        type_name: device.type_name.to_owned(),
+        bus: device.setup.bus().to_string(),
+        is_simulated: device.setup.is_simulated(),
+        interval_s: device.interval.as_secs_f64(),
+        state: "probing",
+        detail: String::new(),
+        errors: 0,
+        last: None,
+    }
+}
+
+fn spool_options(config: &Config) -> spool::Options {
+    spool::Options {
+        max_size: config.spool.max_size.0,
+        commit_interval: config.spool.commit_interval.0,
+        retain: config.spool.retain.0,
+        uplinks: config.uplinks.iter().map(|uplink| uplink.name.clone()).collect(),
+    }
+}
+
+fn filters(texts: &[String]) -> Vec<Filter> {
+    texts.iter().filter_map(|text| Filter::new(text).ok()).collect()
+}
+
+fn summary(gateway: &Gateway) -> String {
+    let problems = health::problems(gateway);
+    let waiting = gateway.uplinks().iter().map(|handle| gateway.spool.stats().last_seq.saturating_sub(handle.status().cursor)).max();
+    let waiting = waiting.map_or(String::new(), |waiting| format!(", {waiting} entries wait for the uplinks"));
+    match problems.first() {
+        None => format!("well; {} devices{waiting}", gateway.live.devices().len()),
+        Some(first) => format!("{} problems, first: {}{waiting}", problems.len(), first.what),
+    }
+}
+
+/// Makes a directory that only we may read.
+fn make_private(path: &Path) -> Result<()> {
+    std::fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(path)
+        .and_then(|()| {
+            // It may be there and belong to another, or be on a file system that is read-only: find out now.
+            let probe = path.join(".probe");
+            std::fs::write(&probe, b"")?;
+            std::fs::remove_file(probe)
+        })
+        .with_context(|| format!("the state directory {} cannot be written", path.display()))
+}
+
+fn bind_control(chosen: Option<&Path>, state: &Path) -> Result<(UnixListener, PathBuf)> {
+    let path = paths::control_socket(chosen, state);
+    if let Some(directory) = path.parent() {
+        std::fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(directory)
+            .with_context(|| format!("{} cannot be made", directory.display()))?;
+    }
+    if std::os::unix::net::UnixStream::connect(&path).is_ok() {
+        bail!("another tidegate is running: it answers on {}", path.display());
+    }
+    // Nobody answers: what is left of an earlier run.
+    let _ = std::fs::remove_file(&path);
+    let listener = UnixListener::bind(&path).with_context(|| format!("the control socket {} cannot be made", path.display()))?;
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o660))?;
+    Ok((listener, path))
+}
+
+fn random() -> u64 {
+    use std::hash::{BuildHasher as _, RandomState};
+    RandomState::new().hash_one(std::process::id())
+}
+
+/// Sampler events on their way to the live copy.
+const EVENTS: usize = 4096;
+/// Commands under way at a time; further ones wait in line.
+const COMMANDS: usize = 64;
+/// Readings that a slow `tail` may be behind.
+const TAIL: usize = 1024;
+const STATUS_INTERVAL: Duration = Duration::from_secs(5);
+const STOP_TASKS: Duration = Duration::from_millis(1500);
+const STOP_LISTENERS: Duration = Duration::from_millis(800);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_command_is_a_bare_value_or_an_object_with_an_id() {
+        assert_eq!(value_and_id(b"on"), (b"on".to_vec(), None));
+        assert_eq!(value_and_id(b"21.5"), (b"21.5".to_vec(), None));
+        assert_eq!(value_and_id(br#"{"value": true, "id": "a1"}"#), (b"true".to_vec(), Some("a1".into())));
+        assert_eq!(value_and_id(br#"{"id": 7, "value": "off"}"#), (b"off".to_vec(), Some("7".into())));
+    }
+}

@@ -1,0 +1,306 @@
+//! The command line. stdout is data, stderr is talk; `--json` wherever something is shown.
+
+mod bench;
+mod show;
+
+use std::fmt::Write as _;
+use std::io::{self, IsTerminal as _, Write as _};
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::{Result, bail};
+use clap::{Parser, Subcommand};
+use serde_json::{Value as Json, json};
+
+use crate::config::{Config, Rejected};
+use crate::control::Control;
+use crate::logging::no_colour;
+use crate::spool::{Offline, Seq};
+use crate::{count, export as log_export, paths};
+
+/// Edge gateway: reads sensors, serves them over MQTT and CoAP, keeps them safe, forwards them.
+#[derive(Debug, Parser)]
+#[command(version, max_term_width = 100, after_help = AFTER_HELP)]
+pub struct Cli {
+    /// What to do; without it: run
+    #[command(subcommand)]
+    pub verb: Option<Verb>,
+    /// Configuration file, or a directory with tidegate.toml and conf.d
+    #[arg(long, short, global = true, value_name = "PATH")]
+    pub config: Option<PathBuf>,
+    /// Where the spool and the gateway's own files are
+    #[arg(long, global = true, value_name = "DIR")]
+    pub state_dir: Option<PathBuf>,
+    /// Show data as JSON
+    #[arg(long, global = true)]
+    pub json: bool,
+}
+
+/// What can be done.
+#[derive(Debug, Subcommand)]
+pub enum Verb {
+    /// Run the gateway in the foreground
+    Run,
+    /// Read the configuration and say everything that is wrong with it
+    Check,
+    /// Show how the running gateway is
+    Status,
+    /// Look for what is connected: I2C buses, GPIO lines, serial ports, sensors of the kernel
+    Scan,
+    /// Follow the readings as they come
+    Tail {
+        /// Only channels that begin with this, as in cellar or cellar/temperature
+        #[arg(value_name = "CHANNEL")]
+        prefix: Option<String>,
+        /// End after so many readings
+        #[arg(long, short = 'n', value_name = "N")]
+        count: Option<usize>,
+    },
+    /// Write the stored log to stdout; works on a stopped gateway too
+    Export {
+        /// Only this channel, as in cellar/temperature
+        #[arg(long)]
+        channel: Option<String>,
+        /// From this time on: RFC 3339 or seconds since 1970
+        #[arg(long, value_name = "TIME", value_parser = parse_time)]
+        from: Option<f64>,
+        /// Up to this time, excluded
+        #[arg(long, value_name = "TIME", value_parser = parse_time)]
+        to: Option<f64>,
+        /// csv, or jsonl: one JSON object a line
+        #[arg(long, default_value = "csv", value_parser = ["csv", "jsonl"])]
+        format: String,
+    },
+    /// Tell an actuator a value, and wait for how it went
+    Set {
+        /// As in pump/relay
+        channel: String,
+        /// on, off, or a number
+        #[arg(allow_hyphen_values = true)]
+        value: String,
+    },
+    /// Have the running gateway read its configuration again
+    Reload,
+    /// Measure the spool alone: appends entries as fast as it can
+    #[command(hide = true)]
+    BenchSpool {
+        /// Entries per commit
+        #[arg(long, default_value_t = 100)]
+        batch: usize,
+        /// Entries in all
+        #[arg(long, default_value_t = 100_000)]
+        count: usize,
+    },
+}
+
+/// Exit code for a configuration that cannot be used (`EX_CONFIG` of sysexits.h).
+pub const BAD_CONFIG: u8 = 78;
+
+/// `tidegate check`
+pub fn check(cli: &Cli, loaded: Result<Config, Box<Rejected>>) -> ExitCode {
+    match loaded {
+        Ok(config) => {
+            let files: Vec<String> = config.files.iter().map(|file| file.display().to_string()).collect();
+            if cli.json {
+                print(&format!("{}\n", json!({ "ok": true, "files": files, "errors": [] })));
+            } else {
+                let from = if files.is_empty() { "the defaults".to_owned() } else { files.join(", ") };
+                let parts = format!("{}, {}", count(config.devices.len(), "device"), count(config.uplinks.len(), "uplink"));
+                print(&format!("{from}: good, {parts}\n"));
+            }
+            ExitCode::SUCCESS
+        }
+        Err(rejected) => {
+            if cli.json {
+                let errors: Vec<Json> = rejected
+                    .diagnostics
+                    .iter()
+                    .map(|mistake| {
+                        let place = mistake.span.as_ref().and_then(|span| rejected.sources.locate(span.start));
+                        json!({
+                            "message": mistake.message, "help": mistake.help,
+                            "file": place.map(|(file, ..)| file.display().to_string()),
+                            "line": place.map(|(_, line, _)| line), "column": place.map(|(.., column)| column),
+                        })
+                    })
+                    .collect();
+                print(&format!("{}\n", json!({ "ok": false, "errors": errors })));
+            } else {
+                eprintln!("{}\n", rejected.render(io::stderr().is_terminal() && !no_colour()));
+                eprintln!("{}", count(rejected.diagnostics.len(), "mistake"));
+            }
+            ExitCode::from(BAD_CONFIG)
+        }
+    }
+}
+
+/// Everything but `run` and `check`.
+///
+/// # Errors
+/// What went wrong, for a person.
+pub async fn perform(cli: &Cli, verb: &Verb) -> Result<ExitCode> {
+    match verb {
+        Verb::Run | Verb::Check => bail!("handled before"),
+        Verb::Status => {
+            let status = Control::connect(cli.state_dir.as_deref()).await?.get("/api/v1/status").await?;
+            print(&if cli.json { format!("{status:#}\n") } else { show::status(&status, with_colour()) });
+            let is_well = status["health"]["ok"].as_bool().unwrap_or(false);
+            Ok(if is_well { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+        }
+        Verb::Scan => {
+            let found = crate::scan_stub::everything();
+            print(&if cli.json { format!("{:#}\n", show::scan_json(&found)) } else { show::scan(&found, with_colour()) });
+            Ok(ExitCode::SUCCESS)
+        }
+        Verb::Tail { prefix, count } => tail(cli, prefix.as_deref(), *count).await,
+        Verb::Export { channel, from, to, format } => {
+            let format = if cli.json { "jsonl" } else { format };
+            export(cli, channel.as_deref(), *from, *to, format).await
+        }
+        Verb::Set { channel, value } => {
+            let order = json!({ "channel": channel, "value": value });
+            let (is_ok, outcome) = Control::connect(cli.state_dir.as_deref()).await?.post("/api/v1/command", &order).await?;
+            if cli.json {
+                print(&format!("{outcome}\n"));
+            } else if is_ok {
+                print(&format!("{channel} is {}\n", show::value(&outcome["value"])));
+            } else {
+                bail!("{}", outcome["error"].as_str().unwrap_or("refused"));
+            }
+            Ok(if is_ok { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+        }
+        Verb::Reload => {
+            let (is_ok, answer) = Control::connect(cli.state_dir.as_deref()).await?.post("/api/v1/reload", &json!({})).await?;
+            if cli.json {
+                print(&format!("{answer}\n"));
+            } else if is_ok {
+                print(&format!("read again: {}\n", answer["changed"].as_str().unwrap_or_default()));
+            } else {
+                eprintln!("{}\n\nthe old configuration stays in force", answer["error"].as_str().unwrap_or_default());
+            }
+            Ok(if is_ok { ExitCode::SUCCESS } else { ExitCode::from(BAD_CONFIG) })
+        }
+        Verb::BenchSpool { batch, count } => {
+            print(&format!("{}\n", bench::spool(cli.state_dir.as_deref(), *batch, *count).await?));
+            Ok(ExitCode::SUCCESS)
+        }
+    }
+}
+
+async fn tail(cli: &Cli, prefix: Option<&str>, most: Option<usize>) -> Result<ExitCode> {
+    let mut control = Control::connect(cli.state_dir.as_deref()).await?;
+    let mut left = most.unwrap_or(usize::MAX);
+    let mut rest = Vec::new();
+    let take = |piece: &[u8]| {
+        rest.extend_from_slice(piece);
+        while let Some(end) = rest.iter().position(|byte| *byte == b'\n') {
+            let line: Vec<u8> = rest.drain(..=end).collect();
+            let reading: Json = serde_json::from_slice(&line)?;
+            if !prefix.is_none_or(|prefix| reading["id"].as_str().is_none_or(|id| id.starts_with(prefix))) {
+                continue;
+            }
+            let text = if cli.json { String::from_utf8_lossy(&line).into_owned() } else { show::reading(&reading, with_colour()) };
+            if !print(&text) {
+                return Ok(false);
+            }
+            left = left.saturating_sub(1);
+            if left == 0 {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    };
+    control.stream("/api/v1/tail", take).await?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// From the running gateway, else from the files of a stopped one.
+async fn export(cli: &Cli, channel: Option<&str>, from: Option<f64>, to: Option<f64>, format: &str) -> Result<ExitCode> {
+    match Control::connect(cli.state_dir.as_deref()).await {
+        Ok(mut control) => {
+            let mut path = format!("/api/v1/export?format={format}");
+            if let Some(channel) = channel {
+                // Names need no escaping; what is no name is refused there.
+                let _ = write!(path, "&channel={}", channel.replace(['&', '#', '%', ' ', '+', '?'], "_"));
+            }
+            for (key, time) in [("from", from), ("to", to)] {
+                if let Some(time) = time {
+                    let _ = write!(path, "&{key}={time}");
+                }
+            }
+            control.stream(&path, |piece| Ok(io::stdout().write_all(piece).is_ok())).await?;
+        }
+        Err(_) => {
+            let state = paths::state_directory(cli.state_dir.as_deref()).map_err(|error| anyhow::anyhow!(error))?;
+            let mut spool = Offline::open(&state)?;
+            // The configuration may be gone or wrong; the log has no name of its own then.
+            let gateway = crate::load_config(cli.config.as_deref()).map_or_else(|_| "tidegate".into(), |config| config.gateway.name);
+            let is_csv = format == "csv";
+            if is_csv {
+                print(log_export::CSV_HEAD);
+            }
+            let mut after = Seq(0);
+            loop {
+                let entries = spool.read_after(after, 1000)?;
+                let Some(last) = entries.last() else { break };
+                after = last.seq;
+                let mut text = String::new();
+                for entry in entries.iter().filter(|entry| log_export::is_chosen(entry, channel, from, to)) {
+                    log_export::write_entry(&mut text, &gateway, entry, is_csv);
+                }
+                if !print(&text) {
+                    break;
+                }
+            }
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Writes to stdout; `false` when nobody reads any more (`tidegate tail | head`).
+fn print(text: &str) -> bool {
+    io::stdout().write_all(text.as_bytes()).and_then(|()| io::stdout().flush()).is_ok()
+}
+
+fn with_colour() -> bool {
+    io::stdout().is_terminal() && !no_colour()
+}
+
+/// Seconds since 1970, or RFC 3339.
+fn parse_time(text: &str) -> Result<f64, String> {
+    if let Ok(seconds) = text.parse::<f64>() {
+        return Ok(seconds);
+    }
+    let time: jiff::Timestamp = text.parse().map_err(|_| "expected 2026-11-21T09:00:00Z or seconds since 1970")?;
+    Ok(time.as_millisecond() as f64 / 1e3)
+}
+
+const AFTER_HELP: &str = "\
+Without a configuration everything listens on loopback only, and the page is at http://127.0.0.1:8080/
+
+Examples:
+  tidegate                          run with this machine's own sensors
+  tidegate check -c barn.toml       say all that is wrong with a configuration
+  tidegate tail cellar              follow the readings of one device
+  tidegate set pump/relay on        switch an actuator
+  tidegate export --channel cellar/temperature --from 2026-11-20T00:00:00Z > cellar.csv
+
+Exit codes: 0 done, 1 failed or not well, 78 the configuration cannot be used";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        use clap::CommandFactory as _;
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn times_are_read_both_ways() {
+        assert_eq!(parse_time("12.5"), Ok(12.5));
+        assert_eq!(parse_time("1970-01-01T00:01:00Z"), Ok(60.0));
+        assert!(parse_time("yesterday").is_err());
+    }
+}

@@ -1,0 +1,183 @@
+//! What is wrong right now, in words a person can act on. An uplink that is away for a while is normal life.
+
+use std::time::Duration;
+
+use serde_json::{Value as Json, json};
+
+use crate::app::Gateway;
+use crate::clock::WallQuality;
+use crate::payload;
+use crate::spool::Stats;
+use crate::uplink;
+
+/// One thing that is wrong.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Problem {
+    /// What, and what to do where that is known.
+    pub what: String,
+}
+
+/// All that is wrong.
+pub fn problems(gateway: &Gateway) -> Vec<Problem> {
+    let mut problems = Vec::new();
+    let mut add = |what: String| problems.push(Problem { what });
+    let stats = gateway.spool.stats();
+    if let Some(why) = &stats.refusing {
+        add(format!("the spool cannot write, readings are being lost: {why}"));
+    }
+    if let Some(damage) = &gateway.damage {
+        add(format!("the spool was damaged at start and begun anew; the old one is kept as {}", damage.kept_as.display()));
+    }
+    let recent = gateway.clock.stamp().wall.map_or(0, |wall| wall.unix_ns) - DAY_NS;
+    let lost: u64 = stats.gaps.iter().filter(|(at, _)| *at > recent).filter_map(|(_, gap)| gap.count).sum();
+    if lost > 0 {
+        add(format!("{lost} readings were lost in the last 24 hours: see the gaps"));
+    }
+    for device in gateway.live.devices() {
+        if matches!(device.state, "absent" | "degraded") {
+            let detail = if device.detail.is_empty() { "no answer" } else { &device.detail };
+            add(format!("device {} is {}: {detail}", device.name, device.state));
+        }
+    }
+    for handle in gateway.uplinks() {
+        let status = handle.status();
+        if status.state == "backoff" && status.cursor + 1000 < stats.last_seq {
+            let waiting = stats.last_seq - status.cursor;
+            add(format!("uplink {} is away, {waiting} entries wait: {}", handle.config.name, status.detail));
+        }
+    }
+    if gateway.clock.stamp().wall.is_none_or(|wall| wall.quality == WallQuality::None) {
+        add("the clock was never set: times are not shown to the cloud".into());
+    }
+    problems
+}
+
+/// The whole state as JSON, for the page, the CLI and whoever asks the API.
+pub async fn status(gateway: &Gateway) -> Json {
+    let config = gateway.config();
+    let stats = gateway.spool.stats();
+    let stamp = gateway.clock.stamp();
+    let now_ns = stamp.wall.map_or(0, |wall| wall.unix_ns);
+    let problems = problems(gateway);
+    let broker = gateway.broker.status().await;
+    let coap = gateway.coap.counters();
+    let devices: Vec<Json> = gateway
+        .live
+        .devices()
+        .iter()
+        .map(|device| {
+            json!({
+                "name": device.name, "title": device.title, "type": device.type_name, "bus": device.bus,
+                "simulated": device.is_simulated, "state": device.state, "detail": device.detail,
+                "errors": device.errors, "last_s": device.last.map(|last| last.elapsed().as_secs_f64()),
+            })
+        })
+        .collect();
+    let listeners: Vec<Json> = gateway
+        .listeners
+        .iter()
+        .map(|(name, address)| json!({ "name": name, "address": address.to_string() }))
+        .collect();
+    let mut uplinks = Vec::new();
+    for handle in gateway.uplinks() {
+        uplinks.push(uplink_json(gateway, &handle, &stats, now_ns).await);
+    }
+    json!({
+        "gateway": config.gateway.name,
+        "version": env!("CARGO_PKG_VERSION"),
+        "boot": gateway.clock.boot().to_string(),
+        "started": payload::rfc3339(&gateway.started),
+        "uptime_s": (stamp.monotonic_ns - gateway.started.monotonic_ns) as f64 / 1e9,
+        "time": {
+            "now": payload::rfc3339(&stamp),
+            "quality": stamp.wall.map_or(WallQuality::None, |wall| wall.quality).as_str(),
+        },
+        "health": {
+            "ok": problems.is_empty(),
+            "problems": problems.iter().map(|problem| json!({ "what": problem.what })).collect::<Vec<_>>(),
+        },
+        "memory_bytes": resident_bytes(),
+        "spool": spool_json(gateway, &stats),
+        "uplinks": uplinks,
+        "listeners": listeners,
+        "devices": devices,
+        "mqtt": broker.map(|broker| json!({
+            "clients": broker.connections, "sessions": broker.clients.len(), "subscriptions": broker.subscriptions,
+            "retained": broker.retained, "messages_in": broker.counters.received, "messages_out": broker.counters.sent,
+            "dropped": broker.counters.dropped_slow + broker.counters.dropped_offline
+                + broker.counters.dropped_queue_full + broker.dropped_publishes + broker.dropped_ingress,
+            "protocol_errors": broker.counters.protocol_errors,
+        })),
+        "coap": { "requests": coap.requests, "observers": coap.observers },
+        "intake": { "dropped": gateway.intake.dropped() },
+    })
+}
+
+/// Free and used memory of this process in bytes, from `/proc/self/statm`.
+pub fn resident_bytes() -> u64 {
+    let statm = std::fs::read_to_string("/proc/self/statm").unwrap_or_default();
+    let pages: u64 = statm.split(' ').nth(1).and_then(|pages| pages.parse().ok()).unwrap_or_default();
+    pages * 4096
+}
+
+fn spool_json(gateway: &Gateway, stats: &Stats) -> Json {
+    let gaps: Vec<Json> = stats
+        .gaps
+        .iter()
+        .rev()
+        .map(|(at, gap)| {
+            json!({
+                "from_seq": gap.from_seq, "to_seq": gap.to_seq, "count": gap.count,
+                "reason": gap.reason.as_str(), "at": payload::rfc3339_ns(*at),
+            })
+        })
+        .collect();
+    let config = gateway.config();
+    let written = written_bytes();
+    json!({
+        "entries": if stats.last_seq == 0 { 0 } else { stats.last_seq + 1 - stats.first_seq },
+        "bytes": stats.bytes, "quota_bytes": stats.max_bytes,
+        "oldest": stats.oldest_unix_ns.and_then(payload::rfc3339_ns),
+        "first_seq": stats.first_seq, "last_seq": stats.last_seq, "epoch": format!("{:014x}", stats.epoch),
+        "gaps": gaps, "written_bytes": written, "commits": stats.commits, "appended": stats.appended,
+        "appended_per_s": gateway.appended_per_s(),
+        "refusing": stats.refusing,
+        "durability": format!(
+            "a power cut now loses at most {} of readings, and nothing that was acknowledged",
+            seconds(config.spool.commit_interval.0)
+        ),
+    })
+}
+
+async fn uplink_json(gateway: &Gateway, handle: &uplink::Handle, stats: &Stats, now_ns: i64) -> Json {
+    let status = handle.status();
+    let waiting = stats.last_seq.saturating_sub(status.cursor.max(stats.first_seq.saturating_sub(1)));
+    let oldest_ns = match waiting {
+        0 => None,
+        _ => {
+            let next = gateway.spool.read_after(crate::spool::Seq(status.cursor), 1).await.unwrap_or_default();
+            next.first().and_then(|entry| entry.stamp.wall).map(|wall| wall.unix_ns)
+        }
+    };
+    let age_s = oldest_ns.map(|oldest| (now_ns - oldest).max(0) as f64 / 1e9);
+    json!({
+        "name": handle.config.name, "type": handle.config.setup.type_name(), "target": handle.config.setup.target(),
+        "state": status.state, "detail": status.detail,
+        "next_try_s": status.next_try.map(|at| at.saturating_duration_since(std::time::Instant::now()).as_secs_f64()),
+        "waiting": waiting, "oldest_age_s": age_s, "lag_s": age_s.unwrap_or(0.0), "in_flight": status.in_flight,
+        "confirmed": status.confirmed, "rate_per_s": status.rate, "cursor": status.cursor,
+    })
+}
+
+/// Bytes this process caused to be written to disk since it started, from `/proc/self/io`.
+fn written_bytes() -> u64 {
+    let io = std::fs::read_to_string("/proc/self/io").unwrap_or_default();
+    let line = io.lines().find_map(|line| line.strip_prefix("write_bytes: "));
+    line.and_then(|bytes| bytes.parse().ok()).unwrap_or_default()
+}
+
+fn seconds(duration: Duration) -> String {
+    format!("{} s", duration.as_secs_f64())
+}
+
+const DAY_NS: i64 = 24 * 3600 * 1_000_000_000;

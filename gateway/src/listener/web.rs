@@ -1,0 +1,176 @@
+//! HTTP: the page, its API, MQTT over WebSocket; and the same API for the CLI on a unix socket.
+//!
+//! Who comes over loopback or the control socket is let in; others need a user's password (RFC 7617 Basic). Against
+//! pages of other origins, `Host` has to be a name of ours (DNS rebinding) and `Origin`, where a browser sends one,
+//! has to match it.
+
+mod api;
+mod assets;
+mod guard;
+
+use std::convert::Infallible;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use axum::extract::{Request, State, WebSocketUpgrade};
+use axum::http::StatusCode;
+use axum::middleware;
+use axum::response::{IntoResponse as _, Response};
+use axum::routing::{get, post};
+use hyper::body::Incoming;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use log::{debug, warn};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpListener, UnixListener};
+use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
+
+use crate::app::Gateway;
+use crate::listener::websocket::{SUBPROTOCOL, WebSocketStream};
+
+/// Where a request came in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Door {
+    /// A TCP listener; the peer's address.
+    Tcp(SocketAddr),
+    /// The control socket: whoever may open the file may do everything.
+    Control,
+}
+
+/// Serves a TCP listener until `stop`.
+pub async fn serve_tcp(listener: TcpListener, gateway: Arc<Gateway>, stop: CancellationToken) {
+    let router = router(gateway);
+    let room = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    loop {
+        let accepted = tokio::select! {
+            () = stop.cancelled() => return,
+            accepted = listener.accept() => accepted,
+        };
+        match accepted {
+            Ok((stream, peer)) => {
+                let _ = stream.set_nodelay(true);
+                serve(stream, Door::Tcp(peer), &router, &room, &stop);
+            }
+            Err(error) => pause(&error).await,
+        }
+    }
+}
+
+/// Serves the control socket until `stop`, then removes it.
+pub async fn serve_control(listener: UnixListener, path: PathBuf, gateway: Arc<Gateway>, stop: CancellationToken) {
+    let router = router(gateway);
+    let room = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    loop {
+        let accepted = tokio::select! {
+            () = stop.cancelled() => break,
+            accepted = listener.accept() => accepted,
+        };
+        match accepted {
+            Ok((stream, _)) => serve(stream, Door::Control, &router, &room, &stop),
+            Err(error) => pause(&error).await,
+        }
+    }
+    let _ = std::fs::remove_file(path);
+}
+
+fn router(gateway: Arc<Gateway>) -> Router {
+    Router::new()
+        .route("/mqtt", get(mqtt))
+        .route("/healthz", get(api::healthz))
+        .route("/api/v1/status", get(api::status))
+        .route("/api/v1/channels", get(api::channels))
+        .route("/api/v1/history", get(api::history))
+        .route("/api/v1/export", get(api::export))
+        .route("/api/v1/tail", get(api::tail))
+        .route("/api/v1/command", post(api::command))
+        .route("/api/v1/reload", post(api::reload))
+        .fallback(assets::serve)
+        .layer(axum::extract::DefaultBodyLimit::max(MAX_BODY))
+        .layer(middleware::from_fn_with_state(gateway.clone(), guard::check))
+        .with_state(gateway)
+}
+
+/// MQTT over WebSocket (MQTT 5.0 §6): the upgraded connection goes to the broker.
+async fn mqtt(
+    State(gateway): State<Arc<Gateway>>,
+    axum::Extension(door): axum::Extension<Door>,
+    upgrade: Result<WebSocketUpgrade, axum::extract::ws::rejection::WebSocketUpgradeRejection>,
+) -> Response {
+    let Ok(upgrade) = upgrade else {
+        return (StatusCode::UPGRADE_REQUIRED, "this is MQTT over WebSocket, subprotocol mqtt\n").into_response();
+    };
+    let peer = match door {
+        Door::Tcp(peer) => Some(peer),
+        Door::Control => None,
+    };
+    let broker = gateway.broker.clone();
+    upgrade.protocols([SUBPROTOCOL]).on_upgrade(async move |socket| {
+        let peer = mqtt::Peer::new(peer, mqtt::Transport::WebSocket);
+        broker.attach(WebSocketStream::new(socket), peer).await;
+    })
+}
+
+/// Serves one connection in a task of its own. No room: the connection is closed at once.
+fn serve<S>(stream: S, door: Door, router: &Router, room: &Arc<Semaphore>, stop: &CancellationToken)
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let Ok(permit) = room.clone().try_acquire_owned() else {
+        debug!("more than {MAX_CONNECTIONS} HTTP connections, one refused");
+        return;
+    };
+    let router = router.clone();
+    let stop = stop.clone();
+    tokio::spawn(async move {
+        let service = service_fn(move |mut request: hyper::Request<Incoming>| {
+            request.extensions_mut().insert(door);
+            let router = router.clone();
+            async move { Ok::<_, Infallible>(call(router, request.map(axum::body::Body::new)).await) }
+        });
+        let connection = http1::Builder::new()
+            .timer(TokioTimer::new())
+            .header_read_timeout(HEADER_TIMEOUT)
+            .max_headers(64)
+            .serve_connection(TokioIo::new(stream), service)
+            .with_upgrades();
+        let mut connection = std::pin::pin!(connection);
+        let result = tokio::select! {
+            result = connection.as_mut() => result,
+            () = stop.cancelled() => {
+                connection.as_mut().graceful_shutdown();
+                tokio::time::timeout(DRAIN, connection).await.unwrap_or(Ok(()))
+            }
+        };
+        if let Err(error) = result {
+            debug!("HTTP connection ended: {error}");
+        }
+        drop(permit);
+    });
+}
+
+async fn call(mut router: Router, request: Request) -> Response {
+    match tower_service::Service::call(&mut router, request).await {
+        Ok(response) => response,
+        Err(never) => match never {},
+    }
+}
+
+/// Out of descriptors, most likely: trying again at once would only spin.
+async fn pause(error: &std::io::Error) {
+    warn!("HTTP cannot accept: {error}");
+    tokio::time::sleep(Duration::from_millis(100)).await;
+}
+
+/// More are refused; a page needs a handful.
+const MAX_CONNECTIONS: usize = 256;
+/// From the first byte of a request, or the end of the last one, to its last header.
+const HEADER_TIMEOUT: Duration = Duration::from_secs(15);
+/// A request's body, in bytes.
+const MAX_BODY: usize = 64 * 1024;
+/// How long an open request may go on when the gateway stops.
+const DRAIN: Duration = Duration::from_secs(1);
