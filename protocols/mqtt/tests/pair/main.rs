@@ -1,0 +1,201 @@
+//! The client engine against the broker engine over wires that break, from seeds.
+#![allow(clippy::unwrap_used, reason = "a test that fails here has failed")]
+
+mod world;
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use mqtt::client::{Client, Event, Options};
+use mqtt::{Broker, Filter, Limits, Message, Peer, Properties, Qos, Topic, Transport, Version};
+use world::{Faults, World};
+
+const VERSIONS: [Version; 2] = [Version::V311, Version::V5];
+const MESSAGES: u64 = 150;
+const SEEDS: u64 = 60;
+
+/// One publisher and one subscriber with persistent sessions; the wires break, then they hold and all must arrive.
+fn one_way(seed: u64, qos: Qos, versions: (Version, Version), faults: Faults) -> World {
+    let mut world = World::new(seed, Limits::default(), faults);
+    let subscriber = world.add("subscriber", versions.0, qos);
+    subscriber.filter = Some(Filter::new("t/+").unwrap());
+    assert!(world.run_until(10_000, |world| world.peers[0].is_subscribed()), "seed {seed}: never subscribed");
+    let publisher = world.add("publisher", versions.1, qos);
+    publisher.topic = Some(Topic::new("t/1").unwrap());
+    publisher.log = (0..MESSAGES).collect();
+    for _ in 0..2_000 {
+        world.step();
+    }
+    world.faults = Faults::default();
+    let is_done = |world: &World| {
+        let received: BTreeSet<_> = world.peers[0].received.iter().collect();
+        world.peers[1].log.is_empty() && received.len() as u64 == MESSAGES
+    };
+    let was_done = world.run_until(20_000, is_done);
+    assert!(
+        was_done,
+        "seed {seed}, {qos:?}, {versions:?}: {} unconfirmed, {} received, {:?}",
+        world.peers[1].log.len(),
+        world.peers[0].received.len(),
+        world.broker.counters()
+    );
+    world
+}
+
+fn for_each_seed(mut test: impl FnMut(u64, (Version, Version), Faults)) {
+    for seed in 0..SEEDS {
+        let versions = (VERSIONS[seed as usize % 2], VERSIONS[(seed / 2) as usize % 2]);
+        test(seed, versions, Faults { cut: 15, restart: 5, refused: 100 });
+    }
+}
+
+#[test]
+fn at_qos_1_nothing_is_lost_and_first_copies_keep_their_order() {
+    let mut repeated = 0;
+    for_each_seed(|seed, versions, faults| {
+        let world = one_way(seed, Qos::AtLeastOnce, versions, faults);
+        let mut seen = BTreeSet::new();
+        let firsts: Vec<u64> =
+            world.peers[0].received.iter().copied().filter(|id| seen.insert(*id)).collect();
+        assert_eq!(firsts, (0..MESSAGES).collect::<Vec<_>>(), "seed {seed}");
+        repeated += world.peers[0].received.len() - firsts.len();
+    });
+    assert!(repeated > 0, "the wires never broke in the right places");
+}
+
+#[test]
+fn at_qos_2_everything_arrives_exactly_once_and_in_order() {
+    let mut resent = 0;
+    for_each_seed(|seed, versions, faults| {
+        let world = one_way(seed, Qos::ExactlyOnce, versions, faults);
+        assert_eq!(world.peers[0].received, (0..MESSAGES).collect::<Vec<_>>(), "seed {seed}");
+        resent += world.broker.counters().resent;
+    });
+    assert!(resent > 0, "the wires never broke in the right places");
+}
+
+#[test]
+fn nothing_is_confirmed_before_it_is_stored() {
+    for qos in [Qos::AtLeastOnce, Qos::ExactlyOnce] {
+        for_each_seed(|seed, versions, faults| {
+            let mut world = World::new(seed, Limits { ingress: 3, ..Limits::default() }, faults);
+            world.broker.set_forwarded(&[Filter::new("t/#").unwrap()]);
+            let publisher = world.add("publisher", versions.1, qos);
+            publisher.topic = Some(Topic::new("t/1").unwrap());
+            publisher.log = (0..MESSAGES).collect();
+            for step in 0..30_000 {
+                if step == 3_000 {
+                    world.faults = Faults::default();
+                }
+                world.step();
+                let stored: BTreeSet<_> = world.stored.iter().collect();
+                let confirmed = &world.peers[0].confirmed;
+                assert!(
+                    confirmed.iter().all(|id| stored.contains(id)),
+                    "seed {seed}: confirmed and not stored"
+                );
+                if world.peers[0].log.is_empty() {
+                    break;
+                }
+            }
+            assert!(world.peers[0].log.is_empty(), "seed {seed}: never finished");
+            if qos == Qos::ExactlyOnce {
+                let mut stored = world.stored.clone();
+                stored.sort_unstable();
+                assert_eq!(stored, (0..MESSAGES).collect::<Vec<_>>(), "seed {seed}: stored more than once");
+            }
+        });
+    }
+}
+
+#[test]
+fn a_silent_broker_is_noticed_by_the_client_and_a_silent_client_by_the_broker() {
+    let mut world = World::new(1, Limits::default(), Faults::default());
+    world.add("quiet", Version::V311, Qos::AtMostOnce);
+    assert!(world.run_until(1_000, |world| world.peers[0].client.is_connected()));
+    // An hour in which both are there: pings keep them together.
+    let mut broker_calls = 0;
+    for _ in 0..400_000 {
+        world.step();
+        broker_calls += 1;
+    }
+    assert!(world.peers[0].client.is_connected(), "after {broker_calls} steps");
+    assert_eq!(world.broker.counters().keep_alive_timeouts, 0);
+
+    // The wire swallows everything: each side finds out by itself.
+    let client = &mut world.peers[0].client;
+    let mut now = world.now;
+    let start = now;
+    while client.is_connected() {
+        now = client.deadline().expect("a connected client with a keep-alive has a deadline");
+        client.handle_timeout(now);
+        assert!(now - start < Duration::from_secs(40), "20 s of keep-alive and 10 s for the answer");
+    }
+    let start = world.now;
+    while world.broker.counters().keep_alive_timeouts == 0 {
+        let deadline = world.broker.deadline().expect("a client is connected");
+        assert!(deadline - start <= Duration::from_secs(30), "one and a half times 20 s");
+        world.broker.handle_timeout(deadline);
+    }
+}
+
+#[test]
+fn properties_cross_the_broker_unaltered_and_expiry_counts_down() {
+    let mut now = std::time::Instant::now();
+    let mut broker = Broker::new(Limits::default(), 0);
+    let mut client = Client::new(
+        now,
+        Options { clean_start: false, session_expiry: Duration::from_secs(900), ..named("c") },
+    )
+    .unwrap();
+    let mut id = broker.accept(now, Peer::new(None, Transport::Memory)).unwrap();
+    client.connect(now);
+    exchange(now, &mut broker, id, &mut client);
+    client.subscribe(&[(Filter::new("a").unwrap(), Qos::AtLeastOnce)]).unwrap();
+    exchange(now, &mut broker, id, &mut client);
+    let sent = Properties {
+        is_text: Some(true),
+        expiry: Some(Duration::from_secs(60)),
+        content_type: Some("text/plain".into()),
+        response_topic: Some(Topic::new("answer").unwrap()),
+        correlation_data: Some(vec![0, 1].into()),
+        user: vec![("k".into(), "1".into()), ("k".into(), "2".into())],
+    };
+    broker.handle_gone(now, id);
+    client.handle_gone();
+    let message = Message::new(Topic::new("a").unwrap(), "x").with_qos(Qos::AtLeastOnce);
+    broker.publish(now, message.with_properties(sent.clone()));
+    now += Duration::from_secs(25);
+    id = broker.accept(now, Peer::new(None, Transport::Memory)).unwrap();
+    client.connect(now);
+    let events = exchange(now, &mut broker, id, &mut client);
+    let Some(Event::Message { message, .. }) = events.into_iter().last() else { panic!("no message") };
+    let expected = Properties { expiry: Some(Duration::from_secs(35)), ..sent };
+    assert_eq!(message.properties.as_deref(), Some(&expected));
+}
+
+fn named(name: &str) -> Options {
+    Options { client_id: name.into(), ..Options::default() }
+}
+
+/// Carries bytes both ways until there are none, over a wire without faults.
+fn exchange(
+    now: std::time::Instant,
+    broker: &mut Broker,
+    id: mqtt::ConnectionId,
+    client: &mut Client,
+) -> Vec<Event> {
+    let mut events = Vec::new();
+    loop {
+        let (mut up, mut down) = (Vec::new(), Vec::new());
+        client.transmit(now, &mut up);
+        broker.handle_input(now, id, &up);
+        while broker.poll_event().is_some() {}
+        broker.transmit(now, id, &mut down);
+        client.handle_input(now, &down);
+        events.extend(std::iter::from_fn(|| client.poll_event()));
+        if up.is_empty() && down.is_empty() {
+            return events;
+        }
+    }
+}
