@@ -1,5 +1,6 @@
 //! The gateway under test: the release binary, as a process, on ports and directories of its own.
 
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
@@ -8,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-use crate::{Port, Process, Scratch, wait_until, workspace};
+use crate::{Id, Port, Process, Scratch, wait_until, workspace};
 
 /// The binary: `$TIDEGATE_BIN`, else `tidegate` of the release profile.
 ///
@@ -202,17 +203,39 @@ impl Tidegate {
         command.output().expect("the binary can be started")
     }
 
-    /// Runs a command of the CLI with `--json` and reads its answer.
+    /// Runs a command of the CLI with `--json` and reads its answer. How it exits says how the gateway is, and is not
+    /// looked at.
     ///
     /// # Panics
-    /// When it fails or answers something else.
+    /// When it answers something else.
     pub fn cli_json(&self, arguments: &[&str]) -> Value {
         let output = self.cli(&[arguments, &["--json"]].concat());
         let text = String::from_utf8_lossy(&output.stdout);
         let error = String::from_utf8_lossy(&output.stderr);
-        assert!(output.status.success(), "tidegate {arguments:?}: {}\n{text}{error}", output.status);
         serde_json::from_str(&text)
-            .unwrap_or_else(|e| panic!("tidegate {arguments:?} is not JSON: {e}\n{text}"))
+            .unwrap_or_else(|e| panic!("tidegate {arguments:?} is not JSON: {e}\n{text}{error}"))
+    }
+
+    /// The id of every entry that is in the spool, in order.
+    ///
+    /// # Panics
+    /// When the export fails, or an id is there twice.
+    pub fn stored(&self) -> BTreeSet<Id> {
+        let output = self.cli(&["export", "--json"]);
+        assert!(output.status.success(), "tidegate export: {}", String::from_utf8_lossy(&output.stderr));
+        let mut ids = BTreeSet::new();
+        for line in String::from_utf8_lossy(&output.stdout).lines() {
+            let entry: Value = serde_json::from_str(line).unwrap_or_else(|e| panic!("export: {e}: {line}"));
+            let id =
+                entry["id"].as_str().and_then(Id::parse).unwrap_or_else(|| panic!("export: no id in {line}"));
+            assert!(ids.insert(id.clone()), "the spool has handed out {id} twice");
+        }
+        ids
+    }
+
+    /// The newest place in the spool; 0 when it is empty.
+    pub fn newest(&self) -> u64 {
+        self.cli_json(&["status"])["spool"]["last_seq"].as_u64().unwrap_or(0)
     }
 
     /// The MQTT listener.

@@ -92,7 +92,7 @@ fn status_tail_export_and_scan_answer_people_and_programs() {
     let output = gateway.cli(&["status"]);
     let words =
         format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-    assert!(words.contains("not running"), "{words}");
+    assert!(words.contains("no running gateway"), "{words}");
 }
 
 #[test]

@@ -137,8 +137,7 @@ fn a_state_directory_that_cannot_be_written_is_named() {
 #[test]
 fn a_corrupt_database_is_set_aside_and_the_loss_reported() {
     let mut gateway = Tidegate::builder().tables(SENSOR).start();
-    let last = |gateway: &Tidegate| gateway.cli_json(&["status"])["spool"]["last_seq"].as_u64();
-    wait_until(10 * SECOND, || (last(&gateway)? > 50).then_some(())).unwrap();
+    wait_until(10 * SECOND, || (gateway.newest() > 50).then_some(())).unwrap();
     gateway.kill();
     let database = gateway.state_dir().join("spool.db");
     let mut bytes = fs::read(&database).unwrap();
@@ -154,7 +153,7 @@ fn a_corrupt_database_is_set_aside_and_the_loss_reported() {
         name.contains("corrupt") || name.contains("damaged") || name.contains("quarantine")
     });
     assert!(is_kept, "the damaged file is gone");
-    wait_until(10 * SECOND, || (last(&gateway)? > 0).then_some(())).expect("readings are stored again");
+    wait_until(10 * SECOND, || (gateway.newest() > 0).then_some(())).expect("readings are stored again");
 }
 
 #[test]

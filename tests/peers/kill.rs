@@ -1,7 +1,7 @@
 //! Nothing that was acknowledged is lost: two uplinks, faults on both, and `kill -9` at random moments.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use std::collections::{BTreeSet, HashSet};
+use std::collections::HashSet;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
@@ -9,13 +9,13 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use harness::{
-    AmqpLedger, FaultProxy, Id, Incoming, Ledger, Mosquitto, MqttClient, MqttLedger, RabbitMq, Report, Rng,
-    Tidegate, out_dir, record_of, wait_until,
+    AmqpLedger, FaultProxy, Incoming, Ledger, Mosquitto, MqttClient, MqttLedger, RabbitMq, Report, Rng,
+    Tidegate, out_dir, wait_until,
 };
 use serde_json::Value;
 
 /// The readings that must have been in the spool before the faults end, and the kills until then.
-const READINGS: usize = 20_000;
+const READINGS: u64 = 20_000;
 const KILLS: usize = 50;
 
 const SENSORS: &str = r#"
@@ -72,9 +72,8 @@ fn every_id_that_was_in_the_spool_reaches_both_clouds_through_faults_and_fifty_k
         }
         gateway.start();
     }
-    let newest = || gateway.cli_json(&["status"])["spool"]["last_seq"].as_u64().unwrap_or(0);
-    let enough = wait_until(Duration::from_secs(180), || (newest() >= READINGS as u64).then_some(()));
-    assert!(enough.is_some(), "{} entries after {:?}", newest(), begun.elapsed());
+    let enough = wait_until(Duration::from_secs(180), || (gateway.newest() >= READINGS).then_some(()));
+    assert!(enough.is_some(), "{} entries after {:?}", gateway.newest(), begun.elapsed());
 
     // The faults end, and the sensors: what is in the spool now is what must come out.
     let visits = visitor.stop();
@@ -83,9 +82,7 @@ fn every_id_that_was_in_the_spool_reaches_both_clouds_through_faults_and_fifty_k
     gateway.stop();
     gateway.configure(forward, &uplinks);
     gateway.start();
-    let stored = stored(&gateway);
-    let ids: BTreeSet<Id> = stored.iter().map(|(id, _)| id.clone()).collect();
-    assert_eq!(ids.len(), stored.len(), "the spool has handed out an id twice");
+    let ids = gateway.stored();
     let drained = Duration::from_secs(120);
     let on_time = [on_mqtt.wait_for_ids(ids.len(), drained), on_amqp.wait_for_ids(ids.len(), drained)];
 
@@ -209,13 +206,6 @@ fn missing(visits: &HashSet<String>, messages: &[Value]) -> Vec<String> {
         .filter_map(|pack| Some(pack[0]["vs"].as_str()?.to_owned()))
         .collect();
     visits.iter().filter(|text| !arrived.contains(*text)).take(10).cloned().collect()
-}
-
-/// Everything that is in the spool: the id and the channel of each entry.
-fn stored(gateway: &Tidegate) -> Vec<(Id, String)> {
-    let output = gateway.cli(&["export", "--json"]);
-    assert!(output.status.success(), "export: {}", String::from_utf8_lossy(&output.stderr));
-    String::from_utf8(output.stdout).unwrap().lines().flat_map(record_of).collect()
 }
 
 fn uplinks(mqtt: SocketAddr, amqp: SocketAddr) -> String {

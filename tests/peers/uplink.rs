@@ -1,13 +1,12 @@
 //! The ways out against real brokers: what arrives, under which name, and what happens when the far side misbehaves.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use harness::{
-    AmqpLedger, FaultProxy, Id, Mode, Mosquitto, MqttClient, MqttLedger, RabbitMq, Report, Tidegate,
-    record_of, wait_until,
+    AmqpLedger, FaultProxy, Mode, Mosquitto, MqttClient, MqttLedger, RabbitMq, Report, Tidegate, record_of,
+    wait_until,
 };
 use serde_json::Value;
 
@@ -29,14 +28,6 @@ fn amqp(address: SocketAddr) -> String {
     format!(
         "[[uplink]]\nname = \"rabbit\"\ntype = \"amqp\"\naddress = \"{address}\"\nexchange = \"tidegate\"\n"
     )
-}
-
-/// Everything that is in the spool.
-fn stored(gateway: &Tidegate) -> BTreeSet<Id> {
-    let output = gateway.cli(&["export", "--json"]);
-    assert!(output.status.success(), "export: {}", String::from_utf8_lossy(&output.stderr));
-    let text = String::from_utf8(output.stdout).unwrap();
-    text.lines().flat_map(record_of).map(|(id, _)| id).collect()
 }
 
 #[test]
@@ -87,7 +78,7 @@ fn a_retained_or_lost_session_costs_no_reading_when_mosquitto_restarts() {
     gateway.stop();
     gateway.configure("", &cloud);
     gateway.start();
-    let ids = stored(&gateway);
+    let ids = gateway.stored();
     ledger.wait_for_ids(ids.len(), 60 * SECOND);
     let report = ledger.ledger().check(&ids);
     println!("{}\n{}", Report::HEAD, report.row("mosquitto"));
@@ -112,7 +103,7 @@ fn rabbitmq_receives_persistent_messages_with_ids_and_keeps_them_through_kill_9(
     gateway.stop();
     gateway.configure("forward = [\"site/#\"]", &amqp(broker.address()));
     gateway.start();
-    let ids = stored(&gateway);
+    let ids = gateway.stored();
     ledger.wait_for_ids(ids.len(), 60 * SECOND);
     let report = ledger.ledger().check(&ids);
     println!("{}\n{}", Report::HEAD, report.row("RabbitMQ"));
@@ -140,7 +131,7 @@ fn a_message_that_rabbitmq_can_route_nowhere_is_not_taken_for_delivered() {
     // A queue comes, and so does everything from the first reading on.
     let ledger = AmqpLedger::start(broker.address(), "tidegate");
     assert!(ledger.wait_for_ids(300, 90 * SECOND), "{} came; {}", ledger.ledger().distinct(), uplink());
-    let first = stored(&gateway).into_iter().next().unwrap();
+    let first = gateway.stored().into_iter().next().unwrap();
     assert_eq!(ledger.ledger().check([&first]).lost, []);
 }
 
@@ -158,18 +149,17 @@ fn a_far_side_that_refuses_hangs_or_swallows_slows_neither_sensors_nor_lan_clien
         if mode != Mode::Blackhole {
             wire.cut();
         }
-        let entries = || gateway.cli_json(&["status"])["spool"]["last_seq"].as_u64().unwrap();
-        let before = entries();
+        let before = gateway.newest();
         let begun = Instant::now();
         let mut visitor = MqttClient::connect(gateway.mqtt(), "visitor").unwrap();
         visitor.publish_and_wait("site/x", b"y", 1).unwrap();
         assert!(begun.elapsed() < SECOND, "{mode:?}: a publish took {:?}", begun.elapsed());
-        let grown = wait_until(5 * SECOND, || (entries() >= before + 300).then_some(()));
+        let grown = wait_until(5 * SECOND, || (gateway.newest() >= before + 300).then_some(()));
         assert!(grown.is_some(), "{mode:?}: the sensors stand still");
     }
     wire.set(Mode::Pass);
     wire.cut();
-    let ids = stored(&gateway);
+    let ids = gateway.stored();
     assert!(ledger.wait_for_ids(ids.len(), 90 * SECOND), "{} of {}", ledger.ledger().distinct(), ids.len());
     let report = ledger.ledger().check(&ids);
     assert!(
