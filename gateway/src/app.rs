@@ -66,6 +66,8 @@ pub struct Gateway {
     reloads: mpsc::Sender<oneshot::Sender<Result<String, String>>>,
     /// Entries appended and when that was looked at, for the rate.
     appended: Mutex<(Instant, u64, f64)>,
+    /// The day (since 1970, UTC) and the bytes written when it began.
+    written: Mutex<(i64, u64)>,
 }
 
 impl Gateway {
@@ -88,6 +90,18 @@ impl Gateway {
             *seen = (Instant::now(), total, (total - seen.1) as f64 / passed.as_secs_f64());
         }
         seen.2
+    }
+
+    /// Bytes this process caused to be written to disk since midnight UTC, or since it started.
+    pub fn written_today(&self) -> u64 {
+        let day = self.clock.stamp().wall.map_or(0, |wall| wall.unix_ns / 86_400_000_000_000);
+        let total = health::written_bytes();
+        let mut seen = self.written.lock().unwrap_or_else(PoisonError::into_inner);
+        if seen.0 != day {
+            // The first day begins with the process, which had written nothing before.
+            *seen = (day, if seen.0 == 0 { 0 } else { total });
+        }
+        total - seen.1
     }
 
     /// Has the configuration read again; says what changed.
@@ -187,10 +201,11 @@ pub async fn run(start: Start, config: Config) -> Result<()> {
         uplinks: Mutex::default(),
         reloads,
         appended: Mutex::new((Instant::now(), 0, 0.0)),
+        written: Mutex::default(),
     });
 
     supervisor.spawn("intake", intake_task);
-    supervisor.spawn("readings", take_readings(gateway.clone(), events));
+    supervisor.spawn("readings", take_readings(gateway.clone(), events, stop.clone()));
     supervisor.spawn("ingress", take_ingress(gateway.clone(), ingress, stop.clone()));
     supervisor.spawn("MQTT commands", take_mqtt_commands(gateway.clone(), stop.clone()).await);
     supervisor.spawn("CoAP commands", take_coap_commands(gateway.clone(), coap_commands, stop.clone()));
@@ -367,7 +382,7 @@ async fn try_reload(
 }
 
 /// Readings and states from the sampler: shown live at once, then handed to the spool.
-async fn take_readings(gateway: Arc<Gateway>, mut events: mpsc::Receiver<sampler::Event>) {
+async fn take_readings(gateway: Arc<Gateway>, mut events: mpsc::Receiver<sampler::Event>, stop: CancellationToken) {
     while let Some(event) = events.recv().await {
         match event {
             sampler::Event::Online { device, channels } => gateway.live.set_channels(&device, &channels),
@@ -386,7 +401,7 @@ async fn take_readings(gateway: Arc<Gateway>, mut events: mpsc::Receiver<sampler
         }
     }
     // The sampler has stopped; this task ends with the others.
-    std::future::pending::<()>().await;
+    stop.cancelled().await;
 }
 
 /// Clients' messages on forwarded topics: acknowledged once the spool has them.
@@ -404,6 +419,12 @@ async fn take_ingress(gateway: Arc<Gateway>, mut ingress: mpsc::Receiver<Ingress
                     payload: message.payload.clone(),
                     stamp: gateway.clock.stamp(),
                 };
+                if message.qos == mqtt::Qos::AtMostOnce {
+                    // Nobody waits: it shares a commit like a reading.
+                    gateway.intake.offer(entry);
+                    receipt.stored();
+                    continue;
+                }
                 let (done, stored) = oneshot::channel();
                 gateway.intake.store(entry, done).await;
                 waiting.push(async move {

@@ -102,11 +102,14 @@ pub fn check(cli: &Cli, loaded: Result<Config, Box<Rejected>>) -> ExitCode {
         Ok(config) => {
             let files: Vec<String> = config.files.iter().map(|file| file.display().to_string()).collect();
             if cli.json {
-                print(&format!("{}\n", json!({ "ok": true, "files": files, "errors": [] })));
+                print(&format!("{}\n", json!({ "ok": true, "files": files, "errors": [], "notes": config.notes() })));
             } else {
                 let from = if files.is_empty() { "the defaults".to_owned() } else { files.join(", ") };
                 let parts = format!("{}, {}", count(config.devices.len(), "device"), count(config.uplinks.len(), "uplink"));
                 print(&format!("{from}: good, {parts}\n"));
+                for note in config.notes() {
+                    eprintln!("note: {note}");
+                }
             }
             ExitCode::SUCCESS
         }

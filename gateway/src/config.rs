@@ -195,7 +195,14 @@ impl Config {
             let config = assemble(root.get_mut(), &mut diagnostics);
             Self { files: sources.paths(), ..config }
         };
+        diagnostics.sort_by_key(|diagnostic| diagnostic.span.as_ref().map_or(0, |span| span.start));
         if diagnostics.is_empty() { Ok(config) } else { Err(Box::new(Rejected { sources, diagnostics })) }
+    }
+
+    /// What is not there at the moment and may come: no mistake, but worth saying.
+    pub fn notes(&self) -> Vec<String> {
+        let absent = self.devices.iter().filter_map(|device| Some((device, device.setup.missing()?)));
+        absent.map(|(device, path)| format!("{}: {path} is not plugged in", device.name)).collect()
     }
 
     /// The devices of a gateway that nobody has configured: this machine, and, where it has no wires, simulated ones.
@@ -439,10 +446,10 @@ fn devices(root: &mut DeTable<'_>, diagnostics: &mut Vec<Diagnostic>) -> Vec<Dev
             let message = format!("{name} has no channel `{channel}`, it has {}", known.join(", "));
             diagnostics.push(Diagnostic::at(whole.clone(), message));
         }
-        if let Some(path) = setup.missing() {
+        if let Some(path) = setup.missing().filter(|_| !is_pluggable(&*setup)) {
             diagnostics.push(
-                Diagnostic::at(whole.clone(), format!("{name}: {path}"))
-                    .help("run `tidegate scan` to see what is connected, or set bus = \"sim\" to try without"),
+                Diagnostic::at(whole.clone(), format!("{name}: {path} is not there"))
+                    .help("run `tidegate scan` to see what is connected, or try it out on \"sim\""),
             );
         }
         if let Some(place) = setup.occupies() {
@@ -546,6 +553,11 @@ fn first_use(
     }
 }
 
+/// A USB adapter may be plugged in later; a bus or a line of the board itself cannot.
+fn is_pluggable(setup: &dyn drivers::Setup) -> bool {
+    setup.bus().to_string().starts_with("serial/")
+}
+
 fn bad_name(name: &str) -> String {
     format!("`{}` is not a name: 1 to 64 of a-z 0-9 _ -, beginning with a letter or digit", name.escape_debug())
 }
@@ -616,3 +628,88 @@ line = "GPIO27"
 const MAX_FILES: usize = 256;
 const MAX_FILE: u64 = 1 << 20;
 const MIN_SPOOL: u64 = 1_000_000;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn mistakes(text: &str) -> Vec<String> {
+        let rejected = Config::parse(text).expect_err("it is wrong");
+        rejected
+            .diagnostics
+            .iter()
+            .map(|mistake| {
+                let line = mistake.span.as_ref().and_then(|span| rejected.sources.locate(span.start)).map_or(0, |at| at.1);
+                format!("{line}: {}", mistake.message)
+            })
+            .collect()
+    }
+
+    #[test]
+    fn nothing_set_is_loopback_only_and_the_demo_reads_this_machine() {
+        let mut config = Config::parse("").unwrap();
+        assert!(config.mqtt.listen.iter().chain(&config.coap.listen).chain(&config.http.listen).all(is_loopback));
+        config.add_demo_devices();
+        assert_eq!(config.devices[0].name, "host");
+        assert!(config.home_assistant.discovery && config.uplinks.is_empty());
+        assert_eq!(Config::parse(&format!("{DEMO_HOST}{DEMO_SIM}")).unwrap().devices.len(), 5);
+    }
+
+    #[test]
+    fn every_mistake_is_reported_at_once_with_its_line() {
+        let text = "[gateway]\nname = \"Barn 1\"\nnmae = 1\n[mqtt]\nforward = [\"a/#/b\"]\n[spool]\nmax_size = 5\n\
+                    [[device]]\nname = \"a\"\ntype = \"bme280\"\nbus = \"sim\"\naddress = 0x76\ncolour = \"red\"\n\
+                    [[device]]\nname = \"b\"\ntype = \"bme280\"\nbus = \"sim\"\naddress = 0x76\n\
+                    [[device]]\nname = \"b\"\ntype = \"bme208\"\n\
+                    [[uplink]]\nname = \"u\"\ntype = \"mqtt\"\naddress = \"nowhere\"\nqos = 3\n[misc]\n";
+        let found = mistakes(text);
+        for expected in [
+            "2: `Barn 1` is not a name",
+            "3: unknown field `nmae`",
+            "5: `a/#/b` is not a topic filter",
+            "7: invalid type: integer `5`",
+            "13: unknown field `colour`",
+            "14: sim address 0x76 is used by two devices",
+            "20: two devices are named `b`",
+            "21: no device type `bme208`",
+            "22: u: `nowhere` is not host:port",
+            "22: u: qos out of range: 3",
+            "27: unknown section `misc`",
+        ] {
+            assert!(found.iter().any(|mistake| mistake.starts_with(expected)), "{expected} not in {found:#?}");
+        }
+        assert_eq!(found.len(), 11, "{found:#?}");
+    }
+
+    #[test]
+    fn an_open_door_is_refused_with_the_two_lines_that_close_it() {
+        let rejected = Config::parse("[mqtt]\nlisten = [\"0.0.0.0:1883\"]\n[coap]\nlisten = [\"[::]:5683\"]\n").unwrap_err();
+        let help: Vec<&str> = rejected.diagnostics.iter().filter_map(|mistake| mistake.help.as_deref()).collect();
+        assert!(help[0].contains("[users]\npanel = { file") && help[1].contains("[coap]\npublic = true"), "{help:?}");
+        let secret = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(secret.path(), "secret\n").unwrap();
+        let mended = format!(
+            "[mqtt]\nlisten = [\"0.0.0.0:1883\"]\n[coap]\nlisten = [\"[::]:5683\"]\npublic = true\n[users]\npanel = {{ file = {:?} }}\n",
+            secret.path()
+        );
+        assert!(Config::parse(&mended).is_ok());
+    }
+
+    #[test]
+    fn later_files_add_devices_and_override_settings() {
+        let directory = tempfile::TempDir::new().unwrap();
+        std::fs::create_dir(directory.path().join("conf.d")).unwrap();
+        let write = |name: &str, text: &str| std::fs::write(directory.path().join(name), text).unwrap();
+        let device = |name: &str, address: &str| {
+            format!("[[device]]\nname = \"{name}\"\ntype = \"bme280\"\nbus = \"sim\"\naddress = {address}\n")
+        };
+        write("tidegate.toml", &("[gateway]\nname = \"one\"\n".to_owned() + &device("a", "0x76")));
+        write("conf.d/20.toml", &device("b", "0x77"));
+        write("conf.d/10.toml", "[gateway]\nname = \"two\"\n");
+        write("conf.d/ignored.txt", "rubbish");
+        let config = Config::load(Some(directory.path())).unwrap();
+        assert_eq!(config.gateway.name, "two");
+        assert_eq!(config.devices.iter().map(|device| &*device.name).collect::<Vec<_>>(), ["a", "b"]);
+        assert_eq!(config.files.len(), 3);
+    }
+}

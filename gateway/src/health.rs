@@ -133,13 +133,13 @@ fn spool_json(gateway: &Gateway, stats: &Stats) -> Json {
         })
         .collect();
     let config = gateway.config();
-    let written = written_bytes();
+    let written = gateway.written_today();
     json!({
         "entries": if stats.last_seq == 0 { 0 } else { stats.last_seq + 1 - stats.first_seq },
         "bytes": stats.bytes, "quota_bytes": stats.max_bytes,
         "oldest": stats.oldest_unix_ns.and_then(payload::rfc3339_ns),
         "first_seq": stats.first_seq, "last_seq": stats.last_seq, "epoch": format!("{:014x}", stats.epoch),
-        "gaps": gaps, "written_bytes": written, "commits": stats.commits, "appended": stats.appended,
+        "gaps": gaps, "written_today_bytes": written, "commits": stats.commits, "appended": stats.appended,
         "appended_per_s": gateway.appended_per_s(),
         "refusing": stats.refusing,
         "durability": format!(
@@ -170,7 +170,7 @@ async fn uplink_json(gateway: &Gateway, handle: &uplink::Handle, stats: &Stats, 
 }
 
 /// Bytes this process caused to be written to disk since it started, from `/proc/self/io`.
-fn written_bytes() -> u64 {
+pub fn written_bytes() -> u64 {
     let io = std::fs::read_to_string("/proc/self/io").unwrap_or_default();
     let line = io.lines().find_map(|line| line.strip_prefix("write_bytes: "));
     line.and_then(|bytes| bytes.parse().ok()).unwrap_or_default()

@@ -121,6 +121,7 @@ pub fn value(value: &Json) -> String {
     match value {
         Json::Null => "–".into(),
         Json::String(text) => text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect(),
+        Json::Number(number) => number.as_i64().map_or_else(|| number.as_f64().unwrap_or_default().to_string(), |n| n.to_string()),
         other => other.to_string(),
     }
 }

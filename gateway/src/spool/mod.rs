@@ -16,6 +16,8 @@ mod reader;
 mod store;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod world;
 mod writer;
 
 use std::collections::HashMap;

@@ -372,9 +372,9 @@ impl Store {
             self.last = self.last.max(Seq(last.unwrap_or_default() as u64)).max(Seq(partition.first.0.saturating_sub(1)));
         }
         if let Some(last) = partitions.last_mut() {
-            let rows: i64 = self.db.query_row(&format!("SELECT count(*) FROM r_{}", last.id), [], |row| row.get(0))?;
-            // The exact weight is not kept; what the rows had at the least is close enough to end a partition by.
-            last.weight = rows as u64 * 44;
+            // As `Entry::weight` counts: a number takes 8 bytes, what is longer its length.
+            let sql = format!("SELECT coalesce(sum(36 + max(8, coalesce(length(value), 0))), 0) FROM r_{}", last.id);
+            last.weight = self.db.query_row(&sql, [], |row| row.get::<_, i64>(0))? as u64;
         }
         self.partitions = partitions;
         if self.partitions.is_empty() {

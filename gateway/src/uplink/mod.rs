@@ -6,7 +6,7 @@
 
 mod amqp091;
 mod backoff;
-mod forwarder;
+pub mod forwarder;
 mod mqtt;
 mod tls;
 
