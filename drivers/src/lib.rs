@@ -11,6 +11,7 @@
 pub mod bus;
 pub mod check;
 pub mod device;
+pub mod scan;
 pub mod schedule;
 pub mod sim;
 
