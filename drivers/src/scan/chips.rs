@@ -2,8 +2,10 @@
 //!
 //! Everything is a read. A register chip is first told which register (one byte, the register pointer), and only with
 //! pointers that every chip usual at that address takes for one: nothing is ever written to 0x20-0x27 and 0x38-0x3F
-//! (port expanders switch their outputs), 0x23 and 0x5C (light sensors take commands), 0x50 and 0x51 (memories), and
-//! 0x60 is not even read (a converter and a safe live there). A command chip is asked with its documented
+//! (port expanders switch their outputs), 0x23 and 0x5C (light sensors take commands), 0x50 and 0x51 (memories),
+//! 0x68 to 0x6F (an MCP3421 takes any byte for its configuration), and 0x60 is not even read (a converter and a safe
+//! live there). One exception: from 0x48 on a PCF8591, which tells itself by nothing, takes the pointer that finds the
+//! common ADS1115, LM75 and TMP117 for its control byte; an analog output that it drives is then off. A command chip is asked with its documented
 //! read command, and only where a plain read is refused, which no register chip does.
 
 use embedded_hal::delay::DelayNs;
@@ -73,7 +75,7 @@ pub(super) fn usual_at(address: u8) -> &'static str {
         0x5A => "MLX90614",
         0x5C => "BH1750, AM2320",
         0x61..=0x67 => "MCP4725",
-        0x68 | 0x69 => "DS3231, DS1307, MCP3421",
+        0x68 | 0x69 => "DS3231, DS1307, MPU-6050, MCP3421",
         0x70..=0x75 => "TCA9548A, HT16K33",
         0x76 | 0x77 => "MS5611, TCA9548A",
         _ => "",
@@ -278,10 +280,6 @@ static REGISTER_CHIPS: &[RegisterChip] = &[
 
     chip("ams CCS811", Certain, &[(0x5A, 0x5B)], &[byte(0x20, &[0x81])]),
     chip("ST HTS221", Certain, &[(0x5F, 0x5F)], &[byte(0x0F, &[0xBC])]),
-    chip("InvenSense MPU-6050", Certain, &[(0x68, 0x69)], &[byte(0x75, &[0x68])]),
-    chip("InvenSense MPU-6500", Certain, &[(0x68, 0x69)], &[byte(0x75, &[0x70])]),
-    chip("InvenSense MPU-9250", Certain, &[(0x68, 0x69)], &[byte(0x75, &[0x71])]),
-    chip("InvenSense MPU-9255", Certain, &[(0x68, 0x69)], &[byte(0x75, &[0x73])]),
 ];
 
 // All by Sensirion; the commands are those that read a status, a serial number or a version.
@@ -439,7 +437,7 @@ mod tests {
             assert_eq!(bytes.len(), 1, "{address:#04x}: {bytes:02x?}");
             let is_forbidden = matches!(
                 address,
-                ..0x08 | 0x0C | 0x20..=0x27 | 0x38..=0x3F | 0x50 | 0x51 | 0x54..=0x56 | 0x5C | 0x60 | 0x70..=0x75 | 0x78..
+                ..0x08 | 0x0C | 0x20..=0x27 | 0x38..=0x3F | 0x50 | 0x51 | 0x54..=0x56 | 0x5C | 0x60 | 0x68..=0x6F | 0x70..=0x75 | 0x78..
             );
             assert!(!is_forbidden, "{address:#04x}: {bytes:02x?}");
             assert!(address != 0x40 || bytes != [0xFE], "resets an HTU21D");
@@ -477,7 +475,7 @@ mod tests {
             (0x49, &[(0x02, &[0x4B, 0x00]), (0x03, &[0x50, 0x01])], "unknown"),
             (0x48, &[(0x0F, &[0x01, 0x17])], "TI TMP117"),
             (0x29, &[(0x8A, &[0x5A])], "ams TSL2561"),
-            (0x68, &[(0x75, &[0x71])], "InvenSense MPU-9250"),
+            (0x68, &[(0x75, &[0x71])], "unknown"),
         ] {
             assert_eq!(alone(address, values), name, "{address:#04x}");
         }
