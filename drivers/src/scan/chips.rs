@@ -1,12 +1,16 @@
 //! Which chip answers at an address, by what its documentation says that only it answers.
 //!
-//! Everything is a read. A register chip is first told which register (one byte, the register pointer), and only with
-//! pointers that every chip usual at that address takes for one: nothing is ever written to 0x20-0x27 and 0x38-0x3F
-//! (port expanders switch their outputs), 0x23 and 0x5C (light sensors take commands), 0x50 and 0x51 (memories),
-//! 0x68 to 0x6F (an MCP3421 takes any byte for its configuration), and 0x60 is not even read (a converter and a safe
-//! live there). One exception: from 0x48 on a PCF8591, which tells itself by nothing, takes the pointer that finds the
-//! common ADS1115, LM75 and TMP117 for its control byte; an analog output that it drives is then off. A command chip is asked with its documented
-//! read command, and only where a plain read is refused, which no register chip does.
+//! A register chip is first told which register (one byte, the register pointer), and only with pointers that every
+//! chip usual at that address takes for one. None is ever sent to 0x20-0x27 and 0x38-0x3F (port expanders switch their
+//! outputs), 0x23 and 0x5C (light sensors take commands), 0x50 and 0x51 (memories), 0x68-0x6F (an MCP3421 takes any byte
+//! for its configuration); 0x60 is not even read (a converter and a safe live there).
+//!
+//! A command chip is asked with its documented read command, and only where a plain read is refused, which no register
+//! chip does.
+//!
+//! Two chips have no pointer, and tell themselves by nothing, where the common ones do. A TCA9548A at 0x76 or 0x77 opens
+//! channels for a moment and is given back what it had. A PCF8591 from 0x48 on takes the pointer that finds an ADS1115,
+//! LM75 or TMP117 for its control byte: an analog output that it drives is then off.
 
 use embedded_hal::delay::DelayNs;
 use embedded_hal::i2c::{I2c, Operation};
