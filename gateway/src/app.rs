@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
@@ -10,7 +11,7 @@ use anyhow::{Context as _, Result, anyhow, bail};
 use futures_util::StreamExt as _;
 use futures_util::stream::FuturesUnordered;
 use log::{error, info, warn};
-use mqtt::Filter;
+use mqtt::{Filter, Origin};
 use tokio::net::{TcpListener, UnixListener};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{broadcast, mpsc, oneshot};
@@ -49,6 +50,8 @@ pub struct Gateway {
     pub coap: CoapHandle,
     /// Every reading as it comes; who is too slow misses some.
     pub readings: broadcast::Sender<Reading>,
+    /// Readings that the sampler dropped because nobody took them in time.
+    pub dropped_by_sampler: Arc<AtomicU64>,
     /// Who may come in.
     pub users: Users,
     /// The machine's clocks.
@@ -136,13 +139,18 @@ pub async fn run(start: Start, config: Config) -> Result<()> {
     let state = paths::state_directory(start.state.as_deref()).map_err(|error| anyhow!(error))?;
     make_private(&state)?;
     // All addresses first: whatever is wrong with one is said before anything runs.
-    let listen = |what, addresses: &[SocketAddr]| addresses.iter().map(|at| bind::tcp(what, *at)).collect::<Result<Vec<_>>>();
+    let listen = |what, addresses: &[SocketAddr]| {
+        addresses.iter().map(|at| bind::tcp(what, *at)).collect::<Result<Vec<_>>>()
+    };
     let mqtt_listeners = listen("mqtt", &config.mqtt.listen)?;
     let http_listeners = listen("http", &config.http.listen)?;
-    let coap_sockets = config.coap.listen.iter().map(|at| bind::udp("coap", *at)).collect::<Result<Vec<_>>>()?;
+    let coap_sockets =
+        config.coap.listen.iter().map(|at| bind::udp("coap", *at)).collect::<Result<Vec<_>>>()?;
     let (control, control_path) = bind_control(start.state.as_deref(), &state)?;
     let mut listeners = Vec::new();
-    for (what, address) in mqtt_listeners.iter().map(|l| ("mqtt", l.local_addr()))
+    for (what, address) in mqtt_listeners
+        .iter()
+        .map(|l| ("mqtt", l.local_addr()))
         .chain(http_listeners.iter().map(|l| ("http", l.local_addr())))
         .chain(coap_sockets.iter().map(|s| ("coap", s.local_addr())))
     {
@@ -192,6 +200,7 @@ pub async fn run(start: Start, config: Config) -> Result<()> {
         broker: broker.clone(),
         coap,
         readings: broadcast::channel(TAIL).0,
+        dropped_by_sampler: sampler.dropped(),
         users,
         clock,
         started,
@@ -227,7 +236,12 @@ pub async fn run(start: Start, config: Config) -> Result<()> {
     if start.is_watched {
         banner::print(&gateway, &state);
     }
-    info!("{} serves {} devices, {} uplinks", config.gateway.name, config.devices.len(), config.uplinks.len());
+    info!(
+        "{} serves {} devices, {} uplinks",
+        config.gateway.name,
+        config.devices.len(),
+        config.uplinks.len()
+    );
     notify::ready();
     let ended = serve(&gateway, &start, &mut sampler, &mut supervisor, reload_requests).await;
 
@@ -382,7 +396,11 @@ async fn try_reload(
 }
 
 /// Readings and states from the sampler: shown live at once, then handed to the spool.
-async fn take_readings(gateway: Arc<Gateway>, mut events: mpsc::Receiver<sampler::Event>, stop: CancellationToken) {
+async fn take_readings(
+    gateway: Arc<Gateway>,
+    mut events: mpsc::Receiver<sampler::Event>,
+    stop: CancellationToken,
+) {
     while let Some(event) = events.recv().await {
         match event {
             sampler::Event::Online { device, channels } => gateway.live.set_channels(&device, &channels),
@@ -439,7 +457,10 @@ async fn take_ingress(gateway: Arc<Gateway>, mut ingress: mpsc::Receiver<Ingress
 }
 
 /// Commands by MQTT: `tidegate/<gateway>/<device>/<channel>/set`, the value as text or as `{"value": …, "id": …}`.
-async fn take_mqtt_commands(gateway: Arc<Gateway>, stop: CancellationToken) -> impl Future<Output = ()> + Send + 'static {
+async fn take_mqtt_commands(
+    gateway: Arc<Gateway>,
+    stop: CancellationToken,
+) -> impl Future<Output = ()> + Send + 'static {
     let prefix = format!("{ROOT}/{}/", gateway.live.gateway());
     // The subscription stands before anything is announced.
     let mut messages = match Filter::new(format!("{prefix}+/+/set")) {
@@ -452,7 +473,7 @@ async fn take_mqtt_commands(gateway: Arc<Gateway>, stop: CancellationToken) -> i
             tokio::select! {
                 () = stop.cancelled() => return,
                 Some(_) = under_way.next() => {}
-                Some(Delivered { message, .. }) = next_of(&mut messages), if under_way.len() < COMMANDS => {
+                Some(Delivered { message, origin }) = next_of(&mut messages), if under_way.len() < COMMANDS => {
                     // A retained command would be carried out again at every start.
                     if message.retain {
                         warn!("a retained command on {} is not carried out", message.topic.as_str());
@@ -461,7 +482,11 @@ async fn take_mqtt_commands(gateway: Arc<Gateway>, stop: CancellationToken) -> i
                     let path = message.topic.as_str().strip_prefix(&prefix).and_then(|path| path.strip_suffix("/set"));
                     let Some(channel) = path.and_then(ChannelId::parse) else { continue };
                     let (value, id) = value_and_id(&message.payload);
-                    let command = Command { channel, format: Format::Text, value, source: "mqtt".into(), id };
+                    let source = match origin {
+                        Origin::Client(client) => format!("mqtt {}", client.escape_debug()),
+                        Origin::Gateway => "mqtt".into(),
+                    };
+                    let command = Command { channel, format: Format::Text, value, source, id };
                     let desk = gateway.desk.clone();
                     under_way.push(async move { desk.carry_out(command).await });
                 }
@@ -573,8 +598,13 @@ fn filters(texts: &[String]) -> Vec<Filter> {
 
 fn summary(gateway: &Gateway) -> String {
     let problems = health::problems(gateway);
-    let waiting = gateway.uplinks().iter().map(|handle| gateway.spool.stats().last_seq.saturating_sub(handle.status().cursor)).max();
-    let waiting = waiting.map_or(String::new(), |waiting| format!(", {waiting} entries wait for the uplinks"));
+    let waiting = gateway
+        .uplinks()
+        .iter()
+        .map(|handle| gateway.spool.stats().last_seq.saturating_sub(handle.status().cursor))
+        .max();
+    let waiting =
+        waiting.map_or(String::new(), |waiting| format!(", {waiting} entries wait for the uplinks"));
     match problems.first() {
         None => format!("well; {} devices{waiting}", gateway.live.devices().len()),
         Some(first) => format!("{} problems, first: {}{waiting}", problems.len(), first.what),
@@ -610,7 +640,8 @@ fn bind_control(chosen: Option<&Path>, state: &Path) -> Result<(UnixListener, Pa
     }
     // Nobody answers: what is left of an earlier run.
     let _ = std::fs::remove_file(&path);
-    let listener = UnixListener::bind(&path).with_context(|| format!("the control socket {} cannot be made", path.display()))?;
+    let listener = UnixListener::bind(&path)
+        .with_context(|| format!("the control socket {} cannot be made", path.display()))?;
     std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o660))?;
     Ok((listener, path))
 }

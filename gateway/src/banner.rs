@@ -19,7 +19,8 @@ fn text(gateway: &Gateway, state: &Path, with_colour: bool) -> String {
     let (bold, dim, end) = if with_colour { ("\x1b[1m", "\x1b[90m", "\x1b[0m") } else { ("", "", "") };
     let config = gateway.config();
     let name = &config.gateway.name;
-    let mut out = format!("\n{bold}tidegate {}{end} · gateway {bold}{name}{end}\n\n", env!("CARGO_PKG_VERSION"));
+    let mut out =
+        format!("\n{bold}tidegate {}{end} · gateway {bold}{name}{end}\n\n", env!("CARGO_PKG_VERSION"));
 
     let _ = writeln!(out, "{bold}Reads{end}");
     if config.devices.is_empty() {
@@ -53,7 +54,8 @@ fn text(gateway: &Gateway, state: &Path, with_colour: bool) -> String {
         let _ = writeln!(out, "  nothing leaves this machine: no [[uplink]] is configured");
     }
     for uplink in &config.uplinks {
-        let _ = writeln!(out, "  {:<14} {:<5} {}", uplink.name, uplink.setup.type_name(), uplink.setup.target());
+        let _ =
+            writeln!(out, "  {:<14} {:<5} {}", uplink.name, uplink.setup.type_name(), uplink.setup.target());
     }
 
     let _ = writeln!(out, "\n{bold}Try{end}");

@@ -102,10 +102,17 @@ pub fn check(cli: &Cli, loaded: Result<Config, Box<Rejected>>) -> ExitCode {
         Ok(config) => {
             let files: Vec<String> = config.files.iter().map(|file| file.display().to_string()).collect();
             if cli.json {
-                print(&format!("{}\n", json!({ "ok": true, "files": files, "errors": [], "notes": config.notes() })));
+                print(&format!(
+                    "{}\n",
+                    json!({ "ok": true, "files": files, "errors": [], "notes": config.notes() })
+                ));
             } else {
                 let from = if files.is_empty() { "the defaults".to_owned() } else { files.join(", ") };
-                let parts = format!("{}, {}", count(config.devices.len(), "device"), count(config.uplinks.len(), "uplink"));
+                let parts = format!(
+                    "{}, {}",
+                    count(config.devices.len(), "device"),
+                    count(config.uplinks.len(), "uplink")
+                );
                 print(&format!("{from}: good, {parts}\n"));
                 for note in config.notes() {
                     eprintln!("note: {note}");
@@ -151,8 +158,12 @@ pub async fn perform(cli: &Cli, verb: &Verb) -> Result<ExitCode> {
             Ok(if is_well { ExitCode::SUCCESS } else { ExitCode::FAILURE })
         }
         Verb::Scan => {
-            let found = crate::scan_stub::everything();
-            print(&if cli.json { format!("{:#}\n", show::scan_json(&found)) } else { show::scan(&found, with_colour()) });
+            let found = drivers::scan::everything();
+            print(&if cli.json {
+                format!("{:#}\n", show::scan_json(&found))
+            } else {
+                show::scan(&found, with_colour())
+            });
             Ok(ExitCode::SUCCESS)
         }
         Verb::Tail { prefix, count } => tail(cli, prefix.as_deref(), *count).await,
@@ -162,7 +173,8 @@ pub async fn perform(cli: &Cli, verb: &Verb) -> Result<ExitCode> {
         }
         Verb::Set { channel, value } => {
             let order = json!({ "channel": channel, "value": value });
-            let (is_ok, outcome) = Control::connect(cli.state_dir.as_deref()).await?.post("/api/v1/command", &order).await?;
+            let (is_ok, outcome) =
+                Control::connect(cli.state_dir.as_deref()).await?.post("/api/v1/command", &order).await?;
             if cli.json {
                 print(&format!("{outcome}\n"));
             } else if is_ok {
@@ -173,13 +185,17 @@ pub async fn perform(cli: &Cli, verb: &Verb) -> Result<ExitCode> {
             Ok(if is_ok { ExitCode::SUCCESS } else { ExitCode::FAILURE })
         }
         Verb::Reload => {
-            let (is_ok, answer) = Control::connect(cli.state_dir.as_deref()).await?.post("/api/v1/reload", &json!({})).await?;
+            let (is_ok, answer) =
+                Control::connect(cli.state_dir.as_deref()).await?.post("/api/v1/reload", &json!({})).await?;
             if cli.json {
                 print(&format!("{answer}\n"));
             } else if is_ok {
                 print(&format!("read again: {}\n", answer["changed"].as_str().unwrap_or_default()));
             } else {
-                eprintln!("{}\n\nthe old configuration stays in force", answer["error"].as_str().unwrap_or_default());
+                eprintln!(
+                    "{}\n\nthe old configuration stays in force",
+                    answer["error"].as_str().unwrap_or_default()
+                );
             }
             Ok(if is_ok { ExitCode::SUCCESS } else { ExitCode::from(BAD_CONFIG) })
         }
@@ -202,7 +218,11 @@ async fn tail(cli: &Cli, prefix: Option<&str>, most: Option<usize>) -> Result<Ex
             if !prefix.is_none_or(|prefix| reading["id"].as_str().is_none_or(|id| id.starts_with(prefix))) {
                 continue;
             }
-            let text = if cli.json { String::from_utf8_lossy(&line).into_owned() } else { show::reading(&reading, with_colour()) };
+            let text = if cli.json {
+                String::from_utf8_lossy(&line).into_owned()
+            } else {
+                show::reading(&reading, with_colour())
+            };
             if !print(&text) {
                 return Ok(false);
             }
@@ -218,7 +238,13 @@ async fn tail(cli: &Cli, prefix: Option<&str>, most: Option<usize>) -> Result<Ex
 }
 
 /// From the running gateway, else from the files of a stopped one.
-async fn export(cli: &Cli, channel: Option<&str>, from: Option<f64>, to: Option<f64>, format: &str) -> Result<ExitCode> {
+async fn export(
+    cli: &Cli,
+    channel: Option<&str>,
+    from: Option<f64>,
+    to: Option<f64>,
+    format: &str,
+) -> Result<ExitCode> {
     match Control::connect(cli.state_dir.as_deref()).await {
         Ok(mut control) => {
             let mut path = format!("/api/v1/export?format={format}");
@@ -234,10 +260,12 @@ async fn export(cli: &Cli, channel: Option<&str>, from: Option<f64>, to: Option<
             control.stream(&path, |piece| Ok(io::stdout().write_all(piece).is_ok())).await?;
         }
         Err(_) => {
-            let state = paths::state_directory(cli.state_dir.as_deref()).map_err(|error| anyhow::anyhow!(error))?;
+            let state =
+                paths::state_directory(cli.state_dir.as_deref()).map_err(|error| anyhow::anyhow!(error))?;
             let mut spool = Offline::open(&state)?;
             // The configuration may be gone or wrong; the log has no name of its own then.
-            let gateway = crate::load_config(cli.config.as_deref()).map_or_else(|_| "tidegate".into(), |config| config.gateway.name);
+            let gateway = crate::load_config(cli.config.as_deref())
+                .map_or_else(|_| "tidegate".into(), |config| config.gateway.name);
             let is_csv = format == "csv";
             if is_csv {
                 print(log_export::CSV_HEAD);
@@ -274,7 +302,8 @@ fn parse_time(text: &str) -> Result<f64, String> {
     if let Ok(seconds) = text.parse::<f64>() {
         return Ok(seconds);
     }
-    let time: jiff::Timestamp = text.parse().map_err(|_| "expected 2026-11-21T09:00:00Z or seconds since 1970")?;
+    let time: jiff::Timestamp =
+        text.parse().map_err(|_| "expected 2026-11-21T09:00:00Z or seconds since 1970")?;
     Ok(time.as_millisecond() as f64 / 1e3)
 }
 

@@ -122,7 +122,9 @@ impl BootId {
     fn random() -> Self {
         let mut bytes = [0; 16];
         // Without a random source the process id and the time still tell two runs apart.
-        if std::fs::File::open("/dev/urandom").and_then(|mut f| std::io::Read::read_exact(&mut f, &mut bytes)).is_err()
+        if std::fs::File::open("/dev/urandom")
+            .and_then(|mut f| std::io::Read::read_exact(&mut f, &mut bytes))
+            .is_err()
         {
             let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO).as_nanos();
             bytes = (now ^ u128::from(std::process::id()) << 96).to_le_bytes();

@@ -70,6 +70,8 @@ impl Outcome {
     }
 }
 
+type Known = VecDeque<(String, Option<Outcome>)>;
+
 /// Carries commands out and reports their outcomes. Cloned into every listener.
 #[derive(Clone)]
 pub struct Desk {
@@ -79,7 +81,7 @@ pub struct Desk {
     clock: Clock,
     /// Ids of the newest commands, noted before they are carried out, and their outcomes once they are known. Shared
     /// because a repetition may come over another protocol.
-    known: Arc<Mutex<VecDeque<(String, Option<Outcome>)>>>,
+    known: Arc<Mutex<Known>>,
 }
 
 impl Desk {
@@ -110,7 +112,11 @@ impl Desk {
             let stamp = self.clock.stamp();
             let json = outcome.json(&stamp).to_string();
             self.live.publish_outcome(&command.channel, &json);
-            self.intake.offer(Entry::Outcome { channel: command.channel.as_str().into(), json: json.into(), stamp });
+            self.intake.offer(Entry::Outcome {
+                channel: command.channel.as_str().into(),
+                json: json.into(),
+                stamp,
+            });
         }
         outcome
     }
@@ -119,7 +125,10 @@ impl Desk {
     fn note(&self, id: &str) -> Option<Outcome> {
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some((_, outcome)) = known.iter().find(|(known, _)| known == id) {
-            let under_way = || Outcome { id: Some(id.to_owned()), result: Err(Refusal::Failed("still under way".into())) };
+            let under_way = || Outcome {
+                id: Some(id.to_owned()),
+                result: Err(Refusal::Failed("still under way".into())),
+            };
             return Some(outcome.clone().unwrap_or_else(under_way));
         }
         known.truncate(REMEMBERED - 1);
@@ -133,7 +142,8 @@ impl Desk {
         if channel.spec.kind != Kind::Actuator {
             return Err(Refusal::NotAnActuator(command.channel.clone()));
         }
-        let value = payload::parse_command(command.format, &command.value, &channel.spec).map_err(Refusal::BadValue)?;
+        let value = payload::parse_command(command.format, &command.value, &channel.spec)
+            .map_err(Refusal::BadValue)?;
         self.commander
             .command(channel.device(), channel.name(), value, Instant::now() + LIMIT)
             .await

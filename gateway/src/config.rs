@@ -246,7 +246,8 @@ fn files(chosen: Option<&Path>, diagnostics: &mut Vec<Diagnostic>) -> Vec<PathBu
         files.insert(0, main);
     }
     if files.len() > MAX_FILES {
-        diagnostics.push(Diagnostic::general(format!("{}: more than {MAX_FILES} files", directory.display())));
+        diagnostics
+            .push(Diagnostic::general(format!("{}: more than {MAX_FILES} files", directory.display())));
         files.truncate(MAX_FILES);
     }
     files
@@ -266,11 +267,12 @@ fn read_text(path: &Path) -> Result<String, String> {
         return Err(format!("larger than {MAX_FILE} bytes"));
     }
     let bytes = std::fs::read(path).map_err(|error| error.to_string())?;
-    String::from_utf8(bytes).map_err(|error| format!("not UTF-8 from byte {} on", error.utf8_error().valid_up_to()))
+    String::from_utf8(bytes)
+        .map_err(|error| format!("not UTF-8 from byte {} on", error.utf8_error().valid_up_to()))
 }
 
 fn assemble(root: &mut DeTable<'_>, diagnostics: &mut Vec<Diagnostic>) -> Config {
-    let listen = |root: &DeTable<'_>, name: &str| root.get(name).map(|table| listen_span(table)).unwrap_or_default();
+    let listen = |root: &DeTable<'_>, name: &str| root.get(name).map(listen_span).unwrap_or_default();
     let (mqtt_listen, http_listen) = (listen(root, "mqtt"), listen(root, "http"));
     let config = Config {
         gateway: section(root, "gateway", diagnostics),
@@ -287,7 +289,8 @@ fn assemble(root: &mut DeTable<'_>, diagnostics: &mut Vec<Diagnostic>) -> Config
     if config.users.is_empty() {
         for (addresses, span) in [(&config.mqtt.listen, mqtt_listen), (&config.http.listen, http_listen)] {
             if let Some(address) = addresses.iter().find(|address| !is_loopback(address)) {
-                let message = format!("{address} is reachable from the network, and nobody would need a password");
+                let message =
+                    format!("{address} is reachable from the network, and nobody would need a password");
                 diagnostics.push(Diagnostic::at(span, message).help(
                     "to let only known users in, add the two lines\n[users]\npanel = { file = \"/etc/tidegate/panel.password\" }",
                 ));
@@ -296,14 +299,21 @@ fn assemble(root: &mut DeTable<'_>, diagnostics: &mut Vec<Diagnostic>) -> Config
     }
     for key in root.keys() {
         let known = "gateway, mqtt, coap, http, home_assistant, spool, users, device, uplink";
-        diagnostics.push(Diagnostic::at(key.span(), format!("unknown section `{key}`, expected one of {known}", key = key.get_ref())));
+        diagnostics.push(Diagnostic::at(
+            key.span(),
+            format!("unknown section `{key}`, expected one of {known}", key = key.get_ref()),
+        ));
     }
     config
 }
 
 /// Where a table's `listen` stands, for a mistake that other tables have a part in.
 fn listen_span(table: &Spanned<DeValue<'_>>) -> Range<usize> {
-    table.get_ref().as_table().and_then(|table| table.get("listen")).map_or_else(|| table.span(), Spanned::span)
+    table
+        .get_ref()
+        .as_table()
+        .and_then(|table| table.get("listen"))
+        .map_or_else(|| table.span(), Spanned::span)
 }
 
 /// Reads one table, checks it, and takes it out of the root.
@@ -341,11 +351,15 @@ impl Section for Mqtt {
     fn check(&self, place: &dyn Fn(&str) -> Range<usize>, diagnostics: &mut Vec<Diagnostic>) {
         for filter in &self.forward {
             if let Err(error) = mqtt::Filter::new(filter) {
-                diagnostics.push(Diagnostic::at(place("forward"), format!("`{filter}` is not a topic filter: {error}")));
+                diagnostics.push(Diagnostic::at(
+                    place("forward"),
+                    format!("`{filter}` is not a topic filter: {error}"),
+                ));
             }
         }
         if !(1..=65_536).contains(&self.max_connections) {
-            diagnostics.push(Diagnostic::at(place("max_connections"), "max_connections out of range: 1 to 65536"));
+            diagnostics
+                .push(Diagnostic::at(place("max_connections"), "max_connections out of range: 1 to 65536"));
         }
     }
 }
@@ -368,7 +382,8 @@ impl Section for Http {
 impl Section for HomeAssistant {
     fn check(&self, place: &dyn Fn(&str) -> Range<usize>, diagnostics: &mut Vec<Diagnostic>) {
         if let Err(error) = mqtt::Topic::new(&self.prefix) {
-            diagnostics.push(Diagnostic::at(place("prefix"), format!("`{}` is not a topic: {error}", self.prefix)));
+            diagnostics
+                .push(Diagnostic::at(place("prefix"), format!("`{}` is not a topic: {error}", self.prefix)));
         }
     }
 }
@@ -379,7 +394,8 @@ impl Section for Spool {
             diagnostics.push(Diagnostic::at(place("max_size"), "max_size out of range: at least 1MB"));
         }
         if !(Duration::from_millis(1)..=Duration::from_secs(60)).contains(&self.commit_interval.0) {
-            diagnostics.push(Diagnostic::at(place("commit_interval"), "commit_interval out of range: 1ms to 60s"));
+            diagnostics
+                .push(Diagnostic::at(place("commit_interval"), "commit_interval out of range: 1ms to 60s"));
         }
     }
 }
@@ -442,7 +458,8 @@ fn devices(root: &mut DeTable<'_>, diagnostics: &mut Vec<Diagnostic>) -> Vec<Dev
             diagnostics.push(Diagnostic::at(span, "interval out of range: 1ms to 1d"));
         }
         let known: Vec<String> = setup.channels().iter().map(|channel| channel.name.to_string()).collect();
-        for channel in common.channels.keys().filter(|channel| !known.is_empty() && !known.contains(channel)) {
+        for channel in common.channels.keys().filter(|channel| !known.is_empty() && !known.contains(channel))
+        {
             let message = format!("{name} has no channel `{channel}`, it has {}", known.join(", "));
             diagnostics.push(Diagnostic::at(whole.clone(), message));
         }
@@ -455,12 +472,22 @@ fn devices(root: &mut DeTable<'_>, diagnostics: &mut Vec<Diagnostic>) -> Vec<Dev
         if let Some(place) = setup.occupies() {
             if let Some((first, other)) = places.get(&place) {
                 let message = format!("{place} is used by two devices");
-                diagnostics.push(Diagnostic::at(whole.clone(), message).also(first.clone(), format!("first used by {other}")));
+                diagnostics.push(
+                    Diagnostic::at(whole.clone(), message)
+                        .also(first.clone(), format!("first used by {other}")),
+                );
             } else {
                 places.insert(place, (whole.clone(), name.clone()));
             }
         }
-        devices.push(DeviceConfig { name, type_name: device_type.name, title: common.title, interval, setup, channels: common.channels });
+        devices.push(DeviceConfig {
+            name,
+            type_name: device_type.name,
+            title: common.title,
+            interval,
+            setup,
+            channels: common.channels,
+        });
     }
     devices
 }
@@ -516,7 +543,10 @@ fn array<'i>(root: &mut DeTable<'i>, key: &str, diagnostics: &mut Vec<Diagnostic
                     DeValue::String(text) => Some((text.to_string(), value.span())),
                     other => {
                         let found = other.type_str();
-                        diagnostics.push(Diagnostic::at(value.span(), format!("{field} is a string, found {found}")));
+                        diagnostics.push(Diagnostic::at(
+                            value.span(),
+                            format!("{field} is a string, found {found}"),
+                        ));
                         None
                     }
                 },
@@ -548,7 +578,8 @@ fn first_use(
             names.insert(name.to_owned(), span.clone());
         }
         Some(first) => diagnostics.push(
-            Diagnostic::at(span.clone(), format!("two {what}s are named `{name}`")).also(first.clone(), "first used here"),
+            Diagnostic::at(span.clone(), format!("two {what}s are named `{name}`"))
+                .also(first.clone(), "first used here"),
         ),
     }
 }
@@ -559,7 +590,10 @@ fn is_pluggable(setup: &dyn drivers::Setup) -> bool {
 }
 
 fn bad_name(name: &str) -> String {
-    format!("`{}` is not a name: 1 to 64 of a-z 0-9 _ -, beginning with a letter or digit", name.escape_debug())
+    format!(
+        "`{}` is not a name: 1 to 64 of a-z 0-9 _ -, beginning with a letter or digit",
+        name.escape_debug()
+    )
 }
 
 fn is_loopback(address: &SocketAddr) -> bool {
@@ -583,7 +617,11 @@ fn has_wires() -> bool {
         let name = name.to_string_lossy();
         name.starts_with("i2c-") || name.starts_with("gpiochip")
     };
-    std::fs::read_dir("/dev").into_iter().flatten().filter_map(Result::ok).any(|entry| begins(&entry.file_name()))
+    std::fs::read_dir("/dev")
+        .into_iter()
+        .flatten()
+        .filter_map(Result::ok)
+        .any(|entry| begins(&entry.file_name()))
 }
 
 const DEMO_HOST: &str = r#"
@@ -639,7 +677,11 @@ mod tests {
             .diagnostics
             .iter()
             .map(|mistake| {
-                let line = mistake.span.as_ref().and_then(|span| rejected.sources.locate(span.start)).map_or(0, |at| at.1);
+                let line = mistake
+                    .span
+                    .as_ref()
+                    .and_then(|span| rejected.sources.locate(span.start))
+                    .map_or(0, |at| at.1);
                 format!("{line}: {}", mistake.message)
             })
             .collect()
@@ -648,7 +690,9 @@ mod tests {
     #[test]
     fn nothing_set_is_loopback_only_and_the_demo_reads_this_machine() {
         let mut config = Config::parse("").unwrap();
-        assert!(config.mqtt.listen.iter().chain(&config.coap.listen).chain(&config.http.listen).all(is_loopback));
+        assert!(
+            config.mqtt.listen.iter().chain(&config.coap.listen).chain(&config.http.listen).all(is_loopback)
+        );
         config.add_demo_devices();
         assert_eq!(config.devices[0].name, "host");
         assert!(config.home_assistant.discovery && config.uplinks.is_empty());
@@ -676,16 +720,25 @@ mod tests {
             "22: u: qos out of range: 3",
             "27: unknown section `misc`",
         ] {
-            assert!(found.iter().any(|mistake| mistake.starts_with(expected)), "{expected} not in {found:#?}");
+            assert!(
+                found.iter().any(|mistake| mistake.starts_with(expected)),
+                "{expected} not in {found:#?}"
+            );
         }
         assert_eq!(found.len(), 11, "{found:#?}");
     }
 
     #[test]
     fn an_open_door_is_refused_with_the_two_lines_that_close_it() {
-        let rejected = Config::parse("[mqtt]\nlisten = [\"0.0.0.0:1883\"]\n[coap]\nlisten = [\"[::]:5683\"]\n").unwrap_err();
-        let help: Vec<&str> = rejected.diagnostics.iter().filter_map(|mistake| mistake.help.as_deref()).collect();
-        assert!(help[0].contains("[users]\npanel = { file") && help[1].contains("[coap]\npublic = true"), "{help:?}");
+        let rejected =
+            Config::parse("[mqtt]\nlisten = [\"0.0.0.0:1883\"]\n[coap]\nlisten = [\"[::]:5683\"]\n")
+                .unwrap_err();
+        let help: Vec<&str> =
+            rejected.diagnostics.iter().filter_map(|mistake| mistake.help.as_deref()).collect();
+        assert!(
+            help[0].contains("[users]\npanel = { file") && help[1].contains("[coap]\npublic = true"),
+            "{help:?}"
+        );
         let secret = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(secret.path(), "secret\n").unwrap();
         let mended = format!(

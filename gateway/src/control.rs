@@ -29,14 +29,17 @@ impl Control {
         for path in &candidates {
             match UnixStream::connect(path).await {
                 Ok(stream) => return Self::over(stream).await,
-                Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => denied = Some(path.clone()),
+                Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => {
+                    denied = Some(path.clone())
+                }
                 Err(_) => {}
             }
         }
         if let Some(path) = denied {
             bail!("no permission for {}: join the group that owns it, or use sudo", path.display());
         }
-        let looked: Vec<String> = candidates.iter().map(|path: &PathBuf| path.display().to_string()).collect();
+        let looked: Vec<String> =
+            candidates.iter().map(|path: &PathBuf| path.display().to_string()).collect();
         Err(anyhow!("no running gateway: nobody answers on {}", looked.join(", ")))
     }
 

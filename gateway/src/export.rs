@@ -19,15 +19,20 @@ pub fn write_entry(out: &mut String, gateway: &str, entry: &Stored, is_csv: bool
                 channel.unit.clone(),
                 payload::quality_text(*quality),
             ),
-            Entry::Message { topic, payload } => (topic.clone(), String::from_utf8_lossy(payload).into_owned(), String::new(), String::new()),
-            Entry::Outcome { channel, json } => (format!("{}/set/result", channel.name), json.clone(), String::new(), String::new()),
+            Entry::Message { topic, payload } => {
+                (topic.clone(), String::from_utf8_lossy(payload).into_owned(), String::new(), String::new())
+            }
+            Entry::Outcome { channel, json } => {
+                (format!("{}/set/result", channel.name), json.clone(), String::new(), String::new())
+            }
             Entry::Gap(gap) => ("gap".into(), gap.reason.as_str().into(), String::new(), String::new()),
         };
         let cells = [name, value, unit, quality].map(|cell| csv_cell(&cell));
         let _ = writeln!(out, "{},{boot},{},{}", entry.seq, time.unwrap_or_default(), cells.join(","));
         return;
     }
-    let mut line = json!({ "id": format!("{gateway}/{boot}/{}", entry.seq), "seq": entry.seq.0, "time": time });
+    let mut line =
+        json!({ "id": format!("{gateway}/{boot}/{}", entry.seq), "seq": entry.seq.0, "time": time });
     match &entry.body {
         Entry::Reading { channel, value, quality } => {
             line["channel"] = channel.name.as_str().into();
@@ -58,12 +63,15 @@ pub fn is_chosen(entry: &Stored, channel: Option<&str>, from: Option<f64>, to: O
         _ => false,
     });
     let at = entry.stamp.wall.map(|wall| wall.unix_ns as f64 / 1e9);
-    is_channel && from.is_none_or(|from| at.is_some_and(|at| at >= from)) && to.is_none_or(|to| at.is_some_and(|at| at < to))
+    is_channel
+        && from.is_none_or(|from| at.is_some_and(|at| at >= from))
+        && to.is_none_or(|to| at.is_some_and(|at| at < to))
 }
 
 /// Quoted where RFC 4180 wants it; a leading sign or equals would be a formula to a spreadsheet.
 fn csv_cell(text: &str) -> String {
-    let is_formula = text.starts_with(['=', '@', '\t', '\r']) || (text.starts_with(['+', '-']) && text.parse::<f64>().is_err());
+    let is_formula = text.starts_with(['=', '@', '\t', '\r'])
+        || (text.starts_with(['+', '-']) && text.parse::<f64>().is_err());
     let text = if is_formula { format!("'{text}") } else { text.to_owned() };
     if text.contains([',', '"', '\n', '\r']) { format!("\"{}\"", text.replace('"', "\"\"")) } else { text }
 }

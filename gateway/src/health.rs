@@ -26,7 +26,10 @@ pub fn problems(gateway: &Gateway) -> Vec<Problem> {
         add(format!("the spool cannot write, readings are being lost: {why}"));
     }
     if let Some(damage) = &gateway.damage {
-        add(format!("the spool was damaged at start and begun anew; the old one is kept as {}", damage.kept_as.display()));
+        add(format!(
+            "the spool was damaged at start and begun anew; the old one is kept as {}",
+            damage.kept_as.display()
+        ));
     }
     let recent = gateway.clock.stamp().wall.map_or(0, |wall| wall.unix_ns) - DAY_NS;
     let lost: u64 = stats.gaps.iter().filter(|(at, _)| *at > recent).filter_map(|(_, gap)| gap.count).sum();
@@ -109,7 +112,10 @@ pub async fn status(gateway: &Gateway) -> Json {
             "protocol_errors": broker.counters.protocol_errors,
         })),
         "coap": { "requests": coap.requests, "observers": coap.observers },
-        "intake": { "dropped": gateway.intake.dropped() },
+        "intake": {
+            "dropped": gateway.intake.dropped(),
+            "dropped_by_sampler": gateway.dropped_by_sampler.load(std::sync::atomic::Ordering::Relaxed),
+        },
     })
 }
 
@@ -152,12 +158,11 @@ fn spool_json(gateway: &Gateway, stats: &Stats) -> Json {
 async fn uplink_json(gateway: &Gateway, handle: &uplink::Handle, stats: &Stats, now_ns: i64) -> Json {
     let status = handle.status();
     let waiting = stats.last_seq.saturating_sub(status.cursor.max(stats.first_seq.saturating_sub(1)));
-    let oldest_ns = match waiting {
-        0 => None,
-        _ => {
-            let next = gateway.spool.read_after(crate::spool::Seq(status.cursor), 1).await.unwrap_or_default();
-            next.first().and_then(|entry| entry.stamp.wall).map(|wall| wall.unix_ns)
-        }
+    let oldest_ns = if waiting == 0 {
+        None
+    } else {
+        let next = gateway.spool.read_after(crate::spool::Seq(status.cursor), 1).await.unwrap_or_default();
+        next.first().and_then(|entry| entry.stamp.wall).map(|wall| wall.unix_ns)
     };
     let age_s = oldest_ns.map(|oldest| (now_ns - oldest).max(0) as f64 / 1e9);
     json!({

@@ -78,7 +78,10 @@ fn component(gateway: &str, device_id: &str, device: &Device, channel: &Channel)
         (kind, value_type) => {
             set("p", "sensor".into());
             if value_type != ValueType::Text {
-                set("state_class", if kind == Kind::Counter { "total_increasing" } else { "measurement" }.into());
+                set(
+                    "state_class",
+                    if kind == Kind::Counter { "total_increasing" } else { "measurement" }.into(),
+                );
                 set("suggested_display_precision", spec.precision.into());
             }
             let label = senml::unit(&spec.unit).map_or(&*spec.unit, |unit| unit.label);
@@ -125,7 +128,10 @@ mod tests {
         let temperature = channel(ChannelSpec::number("temperature", "Cel").class("temperature"));
         let relay = channel(ChannelSpec::boolean("relay").kind(Kind::Actuator));
         let config = config("barn", &device, &[temperature, relay]);
-        assert_eq!(topic("homeassistant", "barn", "cellar"), "homeassistant/device/tidegate_barn_cellar/config");
+        assert_eq!(
+            topic("homeassistant", "barn", "cellar"),
+            "homeassistant/device/tidegate_barn_cellar/config"
+        );
         assert!(config["o"]["name"].is_string() && config["dev"]["ids"][0] == "tidegate_barn_cellar");
         let sensor = &config["cmps"]["temperature"];
         assert_eq!(sensor["p"], "sensor");
@@ -134,6 +140,9 @@ mod tests {
         assert_eq!(sensor["expire_after"], 30);
         assert_eq!(sensor["state_topic"], "tidegate/barn/cellar/temperature");
         let switch = &config["cmps"]["relay"];
-        assert_eq!((&switch["p"], &switch["command_topic"]), (&"switch".into(), &"tidegate/barn/cellar/relay/set".into()));
+        assert_eq!(
+            (&switch["p"], &switch["command_topic"]),
+            (&"switch".into(), &"tidegate/barn/cellar/relay/set".into())
+        );
     }
 }

@@ -25,7 +25,11 @@ struct Item {
 
 impl Intake {
     /// The queue and the task that empties it.
-    pub fn new(spool: Spool, clock: Clock, stop: CancellationToken) -> (Self, impl Future<Output = ()> + Send) {
+    pub fn new(
+        spool: Spool,
+        clock: Clock,
+        stop: CancellationToken,
+    ) -> (Self, impl Future<Output = ()> + Send) {
         let (queue, items) = mpsc::channel(QUEUE);
         let intake = Self { queue, dropped: Arc::default() };
         (intake.clone(), run(items, spool, clock, intake.dropped, stop))
@@ -89,7 +93,8 @@ async fn run(
 
 async fn commit(spool: Spool, batch: Vec<Item>) {
     let is_urgent = batch.iter().any(|item| item.waiting.is_some());
-    let (entries, waiting): (Vec<Entry>, Vec<_>) = batch.into_iter().map(|item| (item.entry, item.waiting)).unzip();
+    let (entries, waiting): (Vec<Entry>, Vec<_>) =
+        batch.into_iter().map(|item| (item.entry, item.waiting)).unzip();
     let result = spool.append(entries, is_urgent).await.map(drop).map_err(|error| error.to_string());
     for done in waiting.into_iter().flatten() {
         let _ = done.send(result.clone());

@@ -138,7 +138,9 @@ impl Live {
             match table.channels.get_mut(&channel.id) {
                 Some(shown) => shown.channel = channel.clone(),
                 None => {
-                    table.channels.insert(channel.id.clone(), Shown { channel: channel.clone(), reading: None });
+                    table
+                        .channels
+                        .insert(channel.id.clone(), Shown { channel: channel.clone(), reading: None });
                 }
             }
         }
@@ -201,7 +203,11 @@ impl Live {
 
     /// Every channel with its last reading, by name.
     pub fn channels(&self) -> Vec<(Arc<Channel>, Option<Reading>)> {
-        lock(&self.0.table).channels.values().map(|shown| (shown.channel.clone(), shown.reading.clone())).collect()
+        lock(&self.0.table)
+            .channels
+            .values()
+            .map(|shown| (shown.channel.clone(), shown.reading.clone()))
+            .collect()
     }
 
     /// Every device, by name.
@@ -221,8 +227,13 @@ impl Live {
         let Some(prefix) = lock(&self.0.discovery).clone() else { return };
         let table = lock(&self.0.table);
         let Some(device) = table.devices.get(name) else { return };
-        let channels: Vec<Arc<Channel>> =
-            table.channels.values().map(|shown| &shown.channel).filter(|channel| channel.device() == name).cloned().collect();
+        let channels: Vec<Arc<Channel>> = table
+            .channels
+            .values()
+            .map(|shown| &shown.channel)
+            .filter(|channel| channel.device() == name)
+            .cloned()
+            .collect();
         let config = home_assistant::config(self.gateway(), device, &channels);
         drop(table);
         self.publish(&home_assistant::topic(&prefix, self.gateway(), name), config.to_string().into());

@@ -19,7 +19,10 @@ pub fn start() {
             let fields = [("TIDEGATE_VERSION", env!("CARGO_PKG_VERSION"))];
             Box::new(Filtered { filter, sink: journal.with_extra_fields(fields) })
         }
-        None => Box::new(Filtered { filter, sink: Stderr { with_colour: std::io::stderr().is_terminal() && !no_colour() } }),
+        None => Box::new(Filtered {
+            filter,
+            sink: Stderr { with_colour: std::io::stderr().is_terminal() && !no_colour() },
+        }),
     };
     if log::set_boxed_logger(logger).is_ok() {
         log::set_max_level(most);
@@ -62,7 +65,8 @@ impl Filter {
     /// Reads `info,target=debug`; what is not understood is passed over.
     fn parse(text: &str) -> Self {
         // Libraries speak at info of things that are ours to say.
-        let quiet = ["lapin", "amq_protocol", "async_rs", "tcp_stream", "rustls", "hyper", "tungstenite", "tracing"];
+        let quiet =
+            ["lapin", "amq_protocol", "async_rs", "tcp_stream", "rustls", "hyper", "tungstenite", "tracing"];
         let mut filter = Self {
             default: LevelFilter::Info,
             targets: quiet.iter().map(|target| ((*target).to_owned(), LevelFilter::Error)).collect(),
@@ -83,7 +87,10 @@ impl Filter {
     }
 
     fn level_of(&self, target: &str) -> LevelFilter {
-        self.targets.iter().find(|(prefix, _)| target.starts_with(prefix.as_str())).map_or(self.default, |(_, level)| *level)
+        self.targets
+            .iter()
+            .find(|(prefix, _)| target.starts_with(prefix.as_str()))
+            .map_or(self.default, |(_, level)| *level)
     }
 
     fn most(&self) -> LevelFilter {

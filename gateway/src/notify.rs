@@ -1,4 +1,4 @@
-//! What systemd is told: ready, reloading, stopping, a line of state, and that we are alive (sd_notify(3)).
+//! What systemd is told: ready, reloading, stopping, a line of state, and that we are alive (`sd_notify(3)`).
 
 use std::time::Duration;
 

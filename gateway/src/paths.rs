@@ -17,7 +17,8 @@ pub fn state_directory(chosen: Option<&Path>) -> Result<PathBuf, String> {
 
 /// Where the running gateway puts its control socket.
 pub fn control_socket(chosen: Option<&Path>, state: &Path) -> PathBuf {
-    let directory = chosen.map(Path::to_owned).or_else(|| set("RUNTIME_DIRECTORY")).or_else(user_runtime_directory);
+    let directory =
+        chosen.map(Path::to_owned).or_else(|| set("RUNTIME_DIRECTORY")).or_else(user_runtime_directory);
     directory.unwrap_or_else(|| state.to_owned()).join(SOCKET)
 }
 
@@ -26,8 +27,12 @@ pub fn control_sockets(chosen: Option<&Path>) -> Vec<PathBuf> {
     if let Some(chosen) = chosen {
         return vec![chosen.join(SOCKET)];
     }
-    let directories =
-        [set("RUNTIME_DIRECTORY"), Some("/run/tidegate".into()), user_runtime_directory(), state_directory(None).ok()];
+    let directories = [
+        set("RUNTIME_DIRECTORY"),
+        Some("/run/tidegate".into()),
+        user_runtime_directory(),
+        state_directory(None).ok(),
+    ];
     directories.into_iter().flatten().map(|directory| directory.join(SOCKET)).collect()
 }
 

@@ -88,7 +88,8 @@ fn parse_text(text: &str, spec: &ChannelSpec) -> Result<Value, String> {
             within(number as f64, spec).map(|_| Value::Integer(number))
         }
         ValueType::Number => {
-            let number = text.parse::<f64>().ok().filter(|n| n.is_finite()).ok_or_else(|| expected("a number"))?;
+            let number =
+                text.parse::<f64>().ok().filter(|n| n.is_finite()).ok_or_else(|| expected("a number"))?;
             within(number, spec).map(Value::Number)
         }
         ValueType::Text if text.len() <= Value::TEXT_MAX => Ok(Value::Text(text.into())),
@@ -98,7 +99,9 @@ fn parse_text(text: &str, spec: &ChannelSpec) -> Result<Value, String> {
 
 fn within(number: f64, spec: &ChannelSpec) -> Result<f64, String> {
     match spec.range {
-        Some((low, high)) if !(low..=high).contains(&number) => Err(format!("out of range: {number}, allowed {low} to {high}")),
+        Some((low, high)) if !(low..=high).contains(&number) => {
+            Err(format!("out of range: {number}, allowed {low} to {high}"))
+        }
         _ => Ok(number),
     }
 }
@@ -108,7 +111,8 @@ pub fn meta(channel: &Channel, quality: Quality, stamp: Option<&Stamp>) -> serde
     let mut meta = describe(channel);
     meta["quality"] = quality_text(quality).into();
     meta["time"] = stamp.and_then(rfc3339).into();
-    meta["clock"] = stamp.and_then(|stamp| stamp.wall).map_or(WallQuality::None, |wall| wall.quality).as_str().into();
+    meta["clock"] =
+        stamp.and_then(|stamp| stamp.wall).map_or(WallQuality::None, |wall| wall.quality).as_str().into();
     meta
 }
 
@@ -218,7 +222,8 @@ pub fn outgoing(gateway: &str, entry: &Stored) -> Outgoing {
         }
         Body::Gap(gap) => {
             let numbers = [("from", gap.from_seq), ("to", gap.to_seq), ("count", gap.count)];
-            extensions.extend(numbers.iter().filter_map(|(key, n)| Some((*key, Extension::Integer((*n)? as i64)))));
+            extensions
+                .extend(numbers.iter().filter_map(|(key, n)| Some((*key, Extension::Integer((*n)? as i64)))));
             let value = Some(senml::Value::Text(gap.reason.as_str()));
             write(&Record { name: Some("gap"), value, extensions: &extensions, ..record });
             base.clone() + "gap"
@@ -251,8 +256,10 @@ fn seconds(stamp: &Stamp) -> Option<f64> {
 fn with_records(gateway: &str, readings: &[&Reading], write: impl FnOnce(&[Record<'_>])) {
     let base = format!("{ROOT}/{gateway}/");
     let words: Vec<String> = readings.iter().map(|reading| quality_text(reading.quality)).collect();
-    let names: Vec<_> =
-        readings.iter().map(|reading| quality_name(reading.channel.id.as_str(), reading.value.is_none())).collect();
+    let names: Vec<_> = readings
+        .iter()
+        .map(|reading| quality_name(reading.channel.id.as_str(), reading.value.is_none()))
+        .collect();
     let quality: Vec<_> = words.iter().map(|words| [("quality", Extension::Text(words))]).collect();
     let records: Vec<Record<'_>> = readings
         .iter()

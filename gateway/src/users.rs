@@ -23,7 +23,9 @@ impl Users {
     pub fn load(&self, sources: &BTreeMap<String, SecretSource>) -> Result<(), String> {
         let users = sources
             .iter()
-            .map(|(name, source)| Ok((name.clone(), source.read().map_err(|error| format!("user {name}: {error}"))?)))
+            .map(|(name, source)| {
+                Ok((name.clone(), source.read().map_err(|error| format!("user {name}: {error}"))?))
+            })
             .collect::<Result<_, String>>()?;
         *self.0.write().unwrap_or_else(PoisonError::into_inner) = users;
         Ok(())
@@ -45,10 +47,13 @@ impl Access for Users {
     /// password is refused everywhere.
     fn connect(&self, request: &ConnectRequest<'_>) -> Verdict {
         let Peer { address, transport, .. } = request.peer;
-        let is_let_in = matches!(transport, Transport::Memory | Transport::WebSocket | Transport::SecureWebSocket)
-            || address.is_none_or(|address| address.ip().to_canonical().is_loopback());
+        let is_let_in =
+            matches!(transport, Transport::Memory | Transport::WebSocket | Transport::SecureWebSocket)
+                || address.is_none_or(|address| address.ip().to_canonical().is_loopback());
         match (request.user, request.password) {
-            (Some(user), Some(password)) if self.is_password(user, password) => Verdict::Accept(Some(user.into())),
+            (Some(user), Some(password)) if self.is_password(user, password) => {
+                Verdict::Accept(Some(user.into()))
+            }
             _ if is_let_in => Verdict::Accept(None),
             (Some(_), Some(_)) => Verdict::Refuse(ReasonCode::BAD_CREDENTIALS),
             _ => Verdict::Refuse(ReasonCode::NOT_AUTHORIZED),

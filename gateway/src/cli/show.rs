@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use crate::scan_stub::Found;
+use drivers::scan::Found;
 use serde_json::{Value as Json, json};
 
 /// `tidegate status`
@@ -12,7 +12,11 @@ pub fn status(status: &Json, with_colour: bool) -> String {
     let number = |value: &Json| value.as_f64().unwrap_or_default();
     let mut out = String::new();
     let problems = status["health"]["problems"].as_array().cloned().unwrap_or_default();
-    let health = if problems.is_empty() { paint.green("well") } else { paint.red(&crate::count(problems.len(), "problem")) };
+    let health = if problems.is_empty() {
+        paint.green("well")
+    } else {
+        paint.red(&crate::count(problems.len(), "problem"))
+    };
     let _ = writeln!(
         out,
         "{} {health} · up {} · {} of memory · tidegate {}",
@@ -28,9 +32,14 @@ pub fn status(status: &Json, with_colour: bool) -> String {
     let _ = writeln!(out, "\n{}", paint.bold("Devices"));
     for device in status["devices"].as_array().into_iter().flatten() {
         let state = text(&device["state"]);
-        let shown = if state == "online" { paint.green(&format!("{state:<9}")) } else { paint.red(&format!("{state:<9}")) };
+        let shown = if state == "online" {
+            paint.green(&format!("{state:<9}"))
+        } else {
+            paint.red(&format!("{state:<9}"))
+        };
         let last = device["last_s"].as_f64().map_or("never".to_owned(), |age| format!("{} ago", span(age)));
-        let sim = if device["simulated"].as_bool() == Some(true) { paint.dim("  sim") } else { String::new() };
+        let sim =
+            if device["simulated"].as_bool() == Some(true) { paint.dim("  sim") } else { String::new() };
         let detail = text(&device["detail"]);
         let detail = if detail.is_empty() { detail } else { format!("  {detail}") };
         let _ = writeln!(
@@ -56,7 +65,13 @@ pub fn status(status: &Json, with_colour: bool) -> String {
     let _ = writeln!(out, "  {}", text(&spool["durability"]));
     for gap in spool["gaps"].as_array().into_iter().flatten().take(5) {
         let count = gap["count"].as_u64().map_or("an unknown number of".into(), |count| count.to_string());
-        let _ = writeln!(out, "  {} {count} entries lost: {} at {}", paint.red("gap"), text(&gap["reason"]), text(&gap["at"]));
+        let _ = writeln!(
+            out,
+            "  {} {count} entries lost: {} at {}",
+            paint.red("gap"),
+            text(&gap["reason"]),
+            text(&gap["at"])
+        );
     }
 
     let _ = writeln!(out, "\n{}", paint.bold("Uplinks"));
@@ -66,8 +81,13 @@ pub fn status(status: &Json, with_colour: bool) -> String {
     }
     for uplink in uplinks {
         let state = text(&uplink["state"]);
-        let shown = if state == "connected" { paint.green(&format!("{state:<10}")) } else { paint.red(&format!("{state:<10}")) };
-        let age = uplink["oldest_age_s"].as_f64().map(|age| format!(", oldest {}", span(age))).unwrap_or_default();
+        let shown = if state == "connected" {
+            paint.green(&format!("{state:<10}"))
+        } else {
+            paint.red(&format!("{state:<10}"))
+        };
+        let age =
+            uplink["oldest_age_s"].as_f64().map(|age| format!(", oldest {}", span(age))).unwrap_or_default();
         let _ = writeln!(
             out,
             "  {:<16} {:<5} {shown} {} waiting{age}, {:.0}/s  {}",
@@ -103,7 +123,10 @@ pub fn status(status: &Json, with_colour: bool) -> String {
 pub fn reading(reading: &Json, with_colour: bool) -> String {
     let paint = Paint(with_colour);
     if let Some(missed) = reading["missed"].as_u64() {
-        return format!("{}\n", paint.red(&format!("{missed} readings missed: they came faster than they were read")));
+        return format!(
+            "{}\n",
+            paint.red(&format!("{missed} readings missed: they came faster than they were read"))
+        );
     }
     let text = |key: &str| reading[key].as_str().unwrap_or_default().to_owned();
     let unit = text("unit");
@@ -113,7 +136,12 @@ pub fn reading(reading: &Json, with_colour: bool) -> String {
     let sim = if reading["simulated"].as_bool() == Some(true) { paint.dim("  sim") } else { String::new() };
     let time = text("time");
     let clock = time.get(11..23).unwrap_or(&time);
-    format!("{}  {:<34} {:>12} {label:<6}{sim}{quality}\n", paint.dim(clock), text("id"), value(&reading["value"]))
+    format!(
+        "{}  {:<34} {:>12} {label:<6}{sim}{quality}\n",
+        paint.dim(clock),
+        text("id"),
+        value(&reading["value"])
+    )
 }
 
 /// A value without quotes; nothing is a dash.
@@ -121,7 +149,9 @@ pub fn value(value: &Json) -> String {
     match value {
         Json::Null => "–".into(),
         Json::String(text) => text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect(),
-        Json::Number(number) => number.as_i64().map_or_else(|| number.as_f64().unwrap_or_default().to_string(), |n| n.to_string()),
+        Json::Number(number) => {
+            number.as_i64().map_or_else(|| number.as_f64().unwrap_or_default().to_string(), |n| n.to_string())
+        }
         other => other.to_string(),
     }
 }
@@ -134,7 +164,13 @@ pub fn scan(found: &[Found], with_colour: bool) -> String {
     }
     let mut out = String::new();
     for thing in found {
-        let _ = writeln!(out, "{:<12} {:<34} {}", thing.kind.as_str(), paint.bold(&format!("{:<34}", thing.path)).trim_end(), thing.what);
+        let _ = writeln!(
+            out,
+            "{:<12} {:<34} {}",
+            thing.kind.as_str(),
+            paint.bold(&format!("{:<34}", thing.path)).trim_end(),
+            thing.what
+        );
         if let Some(problem) = &thing.problem {
             let _ = writeln!(out, "             {}", paint.red(problem));
         }
@@ -142,7 +178,8 @@ pub fn scan(found: &[Found], with_colour: bool) -> String {
     let suggestions: Vec<&str> = found.iter().filter_map(|thing| thing.suggestion.as_deref()).collect();
     if !suggestions.is_empty() {
         let _ = writeln!(out, "\n{}\n", paint.dim("To read them, put this into tidegate.toml:"));
-        let _ = writeln!(out, "{}", suggestions.iter().map(|text| text.trim()).collect::<Vec<_>>().join("\n\n"));
+        let _ =
+            writeln!(out, "{}", suggestions.iter().map(|text| text.trim()).collect::<Vec<_>>().join("\n\n"));
     }
     out
 }

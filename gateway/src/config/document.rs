@@ -39,7 +39,12 @@ impl Diagnostic {
 
     /// What the TOML reader says.
     pub fn from_toml(error: &toml::de::Error) -> Self {
-        Self { message: error.message().trim().replace('\n', ", "), span: error.span(), also: None, help: None }
+        Self {
+            message: error.message().trim().replace('\n', ", "),
+            span: error.span(),
+            also: None,
+            help: None,
+        }
     }
 
     /// Says what to do.
@@ -111,17 +116,20 @@ impl Sources {
     /// Draws a mistake for a person: file, line, column, the line itself and a caret.
     pub fn render(&self, diagnostic: &Diagnostic, with_colour: bool) -> String {
         let mut group = Group::with_title(Level::ERROR.primary_title(diagnostic.message.as_str()));
-        if let Some((file, span)) = diagnostic.span.as_ref().and_then(|span| Some((self.file_of(span.start)?, span))) {
+        if let Some((file, span)) =
+            diagnostic.span.as_ref().and_then(|span| Some((self.file_of(span.start)?, span)))
+        {
             let text = &file.padded[file.offset..];
             let path = file.path.display().to_string();
-            let mut snippet = Snippet::source(text)
-                .path(path)
-                .annotation(AnnotationKind::Primary.span(within(file, span)));
+            let mut snippet =
+                Snippet::source(text).path(path).annotation(AnnotationKind::Primary.span(within(file, span)));
             let mut elsewhere = None;
             if let Some((also, label)) = &diagnostic.also {
                 match self.file_of(also.start) {
                     Some(other) if std::ptr::eq(other, file) => {
-                        snippet = snippet.annotation(AnnotationKind::Context.span(within(file, also)).label(label.as_str()));
+                        snippet = snippet.annotation(
+                            AnnotationKind::Context.span(within(file, also)).label(label.as_str()),
+                        );
                     }
                     Some(other) => elsewhere = Some((other, also, label)),
                     None => {}
@@ -186,7 +194,9 @@ fn merge<'i>(into: &mut DeTable<'i>, from: DeTable<'i>) {
     for (key, value) in from {
         match (into.get_mut(&key), value) {
             (Some(have), value) => match (have.get_mut(), value.into_inner()) {
-                (DeValue::Array(have), DeValue::Array(more)) if more.iter().all(|item| item.get_ref().is_table()) => {
+                (DeValue::Array(have), DeValue::Array(more))
+                    if more.iter().all(|item| item.get_ref().is_table()) =>
+                {
                     for item in more {
                         have.push(item);
                     }

@@ -71,10 +71,18 @@ impl fmt::Debug for Secret {
 impl<'de> Deserialize<'de> for Size {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let text = String::deserialize(deserializer)?;
-        let units = [("KiB", 1 << 10), ("MiB", 1 << 20), ("GiB", 1 << 30), ("kB", 1_000), ("MB", 1_000_000), ("GB", 1_000_000_000), ("B", 1)];
-        parse_quantity(&text, &units)
-            .map(Self)
-            .ok_or_else(|| de::Error::custom(format!("not a size: \"{text}\", expected one like \"512MB\" or \"2GiB\"")))
+        let units = [
+            ("KiB", 1 << 10),
+            ("MiB", 1 << 20),
+            ("GiB", 1 << 30),
+            ("kB", 1_000),
+            ("MB", 1_000_000),
+            ("GB", 1_000_000_000),
+            ("B", 1),
+        ];
+        parse_quantity(&text, &units).map(Self).ok_or_else(|| {
+            de::Error::custom(format!("not a size: \"{text}\", expected one like \"512MB\" or \"2GiB\""))
+        })
     }
 }
 
@@ -96,13 +104,17 @@ impl<'de> Deserialize<'de> for SecretSource {
 
             fn visit_str<E: de::Error>(self, _: &str) -> Result<SecretSource, E> {
                 // The text itself may be the secret: it is not repeated.
-                Err(E::custom("a secret does not belong into the configuration, expected { file = \"PATH\" } or { credential = \"NAME\" }"))
+                Err(E::custom(
+                    "a secret does not belong into the configuration, expected { file = \"PATH\" } or { credential = \"NAME\" }",
+                ))
             }
 
             fn visit_map<A: de::MapAccess<'de>>(self, map: A) -> Result<SecretSource, A::Error> {
                 match Place::deserialize(de::value::MapAccessDeserializer::new(map))? {
                     Place { file: Some(file), credential: None } => Ok(SecretSource::File(file)),
-                    Place { file: None, credential: Some(name) } if !name.contains('/') && !name.is_empty() => {
+                    Place { file: None, credential: Some(name) }
+                        if !name.contains('/') && !name.is_empty() =>
+                    {
                         Ok(SecretSource::Credential(name))
                     }
                     _ => Err(de::Error::custom("expected either file = \"PATH\" or credential = \"NAME\"")),
@@ -135,7 +147,9 @@ mod tests {
 
     #[test]
     fn sizes_read_as_people_write_them() {
-        let size = |text: &str| Size::deserialize(de::value::StrDeserializer::<de::value::Error>::new(text)).ok().map(|s| s.0);
+        let size = |text: &str| {
+            Size::deserialize(de::value::StrDeserializer::<de::value::Error>::new(text)).ok().map(|s| s.0)
+        };
         assert_eq!(size("512MB"), Some(512_000_000));
         assert_eq!(size("2GiB"), Some(2 << 30));
         assert_eq!(size("512"), None);
@@ -150,7 +164,8 @@ mod tests {
 
     #[test]
     fn a_secret_in_the_configuration_is_refused_without_being_repeated() {
-        let error = SecretSource::deserialize(de::value::StrDeserializer::<de::value::Error>::new("hunter2")).unwrap_err();
+        let error = SecretSource::deserialize(de::value::StrDeserializer::<de::value::Error>::new("hunter2"))
+            .unwrap_err();
         assert!(!error.to_string().contains("hunter2"));
     }
 }

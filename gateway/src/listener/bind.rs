@@ -60,7 +60,9 @@ fn explain(what: &str, protocol: &str, address: SocketAddr, error: &io::Error) -
             )
         }
         ErrorKind::PermissionDenied => {
-            anyhow!("{what}: no permission for {protocol} port {port}: ports below 1024 need CAP_NET_BIND_SERVICE")
+            anyhow!(
+                "{what}: no permission for {protocol} port {port}: ports below 1024 need CAP_NET_BIND_SERVICE"
+            )
         }
         ErrorKind::AddrNotAvailable => {
             anyhow!("{what}: {} is no address of this machine (`ip address` lists them)", address.ip())
@@ -78,8 +80,11 @@ fn holder(protocol: &str, port: u16) -> Option<String> {
         .map(|inode| format!("socket:[{inode}]"))
         .collect();
     for process in fs::read_dir("/proc").ok()?.filter_map(Result::ok) {
-        let Some(pid) = process.file_name().to_str().and_then(|name| name.parse::<u32>().ok()) else { continue };
-        let descriptors = fs::read_dir(process.path().join("fd")).into_iter().flatten().filter_map(Result::ok);
+        let Some(pid) = process.file_name().to_str().and_then(|name| name.parse::<u32>().ok()) else {
+            continue;
+        };
+        let descriptors =
+            fs::read_dir(process.path().join("fd")).into_iter().flatten().filter_map(Result::ok);
         let has_it = descriptors
             .filter_map(|descriptor| fs::read_link(descriptor.path()).ok())
             .any(|target| inodes.iter().any(|inode| target.as_os_str() == inode.as_str()));

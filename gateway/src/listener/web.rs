@@ -62,7 +62,12 @@ pub async fn serve_tcp(listener: TcpListener, gateway: Arc<Gateway>, stop: Cance
 }
 
 /// Serves the control socket until `stop`, then removes it.
-pub async fn serve_control(listener: UnixListener, path: PathBuf, gateway: Arc<Gateway>, stop: CancellationToken) {
+pub async fn serve_control(
+    listener: UnixListener,
+    path: PathBuf,
+    gateway: Arc<Gateway>,
+    stop: CancellationToken,
+) {
     let router = router(gateway);
     let room = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     loop {
@@ -102,7 +107,8 @@ async fn mqtt(
     upgrade: Result<WebSocketUpgrade, axum::extract::ws::rejection::WebSocketUpgradeRejection>,
 ) -> Response {
     let Ok(upgrade) = upgrade else {
-        return (StatusCode::UPGRADE_REQUIRED, "this is MQTT over WebSocket, subprotocol mqtt\n").into_response();
+        return (StatusCode::UPGRADE_REQUIRED, "this is MQTT over WebSocket, subprotocol mqtt\n")
+            .into_response();
     };
     let peer = match door {
         Door::Tcp(peer) => Some(peer),

@@ -65,7 +65,8 @@ pub(super) fn quarantine(
     let from_seq = oldest.map(|seq| seq.0);
     let to_seq = newest.map(|seq| seq.0);
     let count = from_seq.zip(to_seq).map(|(from, to)| to + 1 - from.min(to));
-    let gap = Entry::Gap { gap: Gap { from_seq, to_seq, count, reason: GapReason::Damage }, stamp: clock.stamp() };
+    let gap =
+        Entry::Gap { gap: Gap { from_seq, to_seq, count, reason: GapReason::Damage }, stamp: clock.stamp() };
     store.append([&gap].into_iter(), &std::collections::HashMap::new())?;
     Ok((store, Damage { kept_as, what: String::new() }))
 }
@@ -116,14 +117,17 @@ fn allocate(file: &File, length: u64) -> std::io::Result<()> {
 
 /// The first and last place in a damaged database, as far as it can still be read.
 fn last_places(path: &Path) -> (Option<Seq>, Option<Seq>) {
-    let Ok(db) = Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_ONLY) else { return (None, None) };
+    let Ok(db) = Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_ONLY) else {
+        return (None, None);
+    };
     let read = |sql: &str| -> Option<i64> { db.query_row(sql, [], |row| row.get(0)).ok() };
     let oldest = read("SELECT min(first) FROM part");
     let newest = read("SELECT max(first) FROM part").map(|first| {
         let id = read("SELECT max(id) FROM part").unwrap_or_default();
         read(&format!("SELECT max(seq) FROM r_{id}")).unwrap_or(first).max(first)
     });
-    let place = |seq: Option<i64>| seq.and_then(|seq| u64::try_from(seq).ok()).filter(|seq| *seq < MAX_SEQ).map(Seq);
+    let place =
+        |seq: Option<i64>| seq.and_then(|seq| u64::try_from(seq).ok()).filter(|seq| *seq < MAX_SEQ).map(Seq);
     (place(oldest), place(newest))
 }
 
@@ -134,7 +138,14 @@ fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
 }
 
 fn free_name(directory: &Path) -> PathBuf {
-    (1..).map(|n| directory.join(format!("spool.db.damaged-{n}"))).find(|path| !path.exists()).unwrap_or_default()
+    let mut number = 1;
+    loop {
+        let path = directory.join(format!("spool.db.damaged-{number}"));
+        if !path.exists() {
+            return path;
+        }
+        number += 1;
+    }
 }
 
 /// Keeps the newest damaged database and one before it; a disk that damages often must not fill with remains.
@@ -163,7 +174,8 @@ fn forget_older(directory: &Path, newest: &Path) {
 /// Nothing of the old places is known: far away from any of them, and still exact in JSON.
 fn random_base() -> Seq {
     let mut bytes = [0; 8];
-    let _ = File::open("/dev/urandom").and_then(|mut random| std::io::Read::read_exact(&mut random, &mut bytes));
+    let _ =
+        File::open("/dev/urandom").and_then(|mut random| std::io::Read::read_exact(&mut random, &mut bytes));
     Seq((u64::from_le_bytes(bytes) >> 20) / STEP * STEP + STEP)
 }
 

@@ -177,8 +177,12 @@ impl Entry {
                 let (kind, value) = match &reading.value {
                     Some(Value::Number(number)) => (NUMBER, ToSqlOutput::Owned(Sql::Real(*number))),
                     Some(Value::Integer(number)) => (INTEGER, ToSqlOutput::Owned(Sql::Integer(*number))),
-                    Some(Value::Boolean(truth)) => (BOOLEAN, ToSqlOutput::Owned(Sql::Integer(i64::from(*truth)))),
-                    Some(Value::Text(words)) => (TEXT, ToSqlOutput::Borrowed(ValueRef::Text(words.as_bytes()))),
+                    Some(Value::Boolean(truth)) => {
+                        (BOOLEAN, ToSqlOutput::Owned(Sql::Integer(i64::from(*truth))))
+                    }
+                    Some(Value::Text(words)) => {
+                        (TEXT, ToSqlOutput::Borrowed(ValueRef::Text(words.as_bytes())))
+                    }
                     None => (NO_VALUE, ToSqlOutput::Owned(Sql::Null)),
                 };
                 (kind, i64::from(reading.quality.to_code()), value)
@@ -199,7 +203,12 @@ impl Entry {
 }
 
 /// A row as it was read; `None` for one that a newer version wrote or damage changed.
-pub(super) fn body(kind: i64, channel: Arc<StoredChannel>, quality: i64, value: ValueRef<'_>) -> Option<Body> {
+pub(super) fn body(
+    kind: i64,
+    channel: Arc<StoredChannel>,
+    quality: i64,
+    value: ValueRef<'_>,
+) -> Option<Body> {
     let reading = |value| {
         let quality = Quality::from_code(u8::try_from(quality).ok()?)?;
         Some(Body::Reading { channel: channel.clone(), value, quality })
@@ -213,7 +222,8 @@ pub(super) fn body(kind: i64, channel: Arc<StoredChannel>, quality: i64, value: 
         (TEXT, ValueRef::Text(words)) => reading(Some(Value::Text(String::from_utf8_lossy(words).into()))),
         (MESSAGE, ValueRef::Blob(blob)) => {
             let (length, rest) = blob.split_at_checked(2)?;
-            let (topic, payload) = rest.split_at_checked(usize::from(u16::from_be_bytes([length[0], length[1]])))?;
+            let (topic, payload) =
+                rest.split_at_checked(usize::from(u16::from_be_bytes([length[0], length[1]])))?;
             Some(Body::Message { topic: String::from_utf8(topic.to_vec()).ok()?, payload: payload.to_vec() })
         }
         (OUTCOME, ValueRef::Text(json)) => {
@@ -230,8 +240,10 @@ pub(super) fn wall_columns(stamp: &Stamp) -> (i64, i64) {
 }
 
 pub(super) fn stamp(boot: BootId, monotonic_ns: i64, unix_ns: i64, quality: i64) -> Stamp {
-    let wall = (quality > 0)
-        .then(|| Wall { unix_ns, quality: WallQuality::from_u8(u8::try_from(quality - 1).unwrap_or_default()) });
+    let wall = (quality > 0).then(|| Wall {
+        unix_ns,
+        quality: WallQuality::from_u8(u8::try_from(quality - 1).unwrap_or_default()),
+    });
     Stamp { boot, monotonic_ns: monotonic_ns as u64, wall }
 }
 

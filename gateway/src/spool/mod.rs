@@ -31,7 +31,7 @@ use std::time::Duration;
 use tokio::sync::{mpsc, oneshot, watch};
 
 pub use damage::Damage;
-pub use entry::{Body, Entry, Gap, GapReason, Stored, StoredChannel};
+pub use entry::{Body, Entry, Gap, GapReason, Stored};
 pub use reader::{Bucket, HistoryQuery};
 pub use store::{Stats, StoreError};
 
@@ -106,7 +106,11 @@ impl Spool {
     ///
     /// # Errors
     /// The directory cannot be written, or another process holds the spool.
-    pub fn open(directory: &Path, options: Options, clock: Clock) -> Result<(Self, Option<Damage>), StoreError> {
+    pub fn open(
+        directory: &Path,
+        options: Options,
+        clock: Clock,
+    ) -> Result<(Self, Option<Damage>), StoreError> {
         let lock = lock(directory)?;
         let (store, damage) = damage::open_or_quarantine(directory, &options, clock)?;
         let (committed_tx, committed) = watch::channel(store.committed());
@@ -246,7 +250,10 @@ fn lock(directory: &Path) -> Result<File, StoreError> {
     }
 }
 
-fn spawn(name: &str, body: impl FnOnce() + Send + 'static) -> Result<std::thread::JoinHandle<()>, StoreError> {
+fn spawn(
+    name: &str,
+    body: impl FnOnce() + Send + 'static,
+) -> Result<std::thread::JoinHandle<()>, StoreError> {
     std::thread::Builder::new()
         .name(name.into())
         .spawn(body)

@@ -10,9 +10,9 @@ use rusqlite::config::DbConfig;
 use rusqlite::{Connection, OpenFlags, Row, params};
 use tokio::sync::{mpsc, oneshot};
 
+use super::Seq;
 use super::entry::{self, NUMERIC_KINDS, Stored, StoredChannel};
 use super::store::{StoreError, damaged};
-use super::Seq;
 use crate::clock::BootId;
 
 /// What the reader is asked.
@@ -96,7 +96,10 @@ impl Reader {
     pub(super) fn open(path: &Path) -> Result<Self, StoreError> {
         let metadata = |error| StoreError::Directory { path: path.to_owned(), error };
         let inode = fs::metadata(path).map_err(metadata)?.ino();
-        let db = Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX)?;
+        let db = Connection::open_with_flags(
+            path,
+            OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX,
+        )?;
         // Closing must never touch the log beside the file: another database may stand under the name by then.
         db.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
         db.pragma_update(None, "cache_size", -512)?;
@@ -151,10 +154,18 @@ impl Reader {
             let mut rows = tx.prepare_cached(
                 "SELECT minute, n, min, sum, max FROM rollup WHERE channel = ? AND minute >= ? AND minute < ?",
             )?;
-            let mut rows = rows.query(params![channel, query.from_ns / MINUTE_NS, closed.div_euclid(MINUTE_NS)])?;
+            let mut rows =
+                rows.query(params![channel, query.from_ns / MINUTE_NS, closed.div_euclid(MINUTE_NS)])?;
             while let Some(row) = rows.next()? {
                 let at = row.get::<_, i64>(0)? * MINUTE_NS;
-                add(&mut buckets, at.div_euclid(step) * step, row.get::<_, i64>(1)? as u64, row.get(2)?, row.get(3)?, row.get(4)?);
+                add(
+                    &mut buckets,
+                    at.div_euclid(step) * step,
+                    row.get::<_, i64>(1)? as u64,
+                    row.get(2)?,
+                    row.get(3)?,
+                    row.get(4)?,
+                );
             }
             query.from_ns.max(closed)
         } else {
@@ -170,7 +181,14 @@ impl Reader {
                 let mut rows = rows.query(params![step, channel, raw_from, query.to_ns])?;
                 while let Some(row) = rows.next()? {
                     let at = row.get::<_, i64>(0)? * step;
-                    add(&mut buckets, at, row.get::<_, i64>(1)? as u64, row.get(2)?, row.get(3)?, row.get(4)?);
+                    add(
+                        &mut buckets,
+                        at,
+                        row.get::<_, i64>(1)? as u64,
+                        row.get(2)?,
+                        row.get(3)?,
+                        row.get(4)?,
+                    );
                 }
             }
         }
@@ -188,14 +206,16 @@ impl Reader {
         let mut rows = self.db.prepare_cached("SELECT id, name, unit FROM channel WHERE id > ?")?;
         let mut rows = rows.query([known])?;
         while let Some(row) = rows.next()? {
-            self.channels.insert(row.get(0)?, Arc::new(StoredChannel { name: row.get(1)?, unit: row.get(2)? }));
+            self.channels
+                .insert(row.get(0)?, Arc::new(StoredChannel { name: row.get(1)?, unit: row.get(2)? }));
         }
         let known = self.boots.keys().max().copied().unwrap_or_default();
         let mut rows = self.db.prepare_cached("SELECT id, uuid FROM boot WHERE id > ?")?;
         let mut rows = rows.query([known])?;
         while let Some(row) = rows.next()? {
             let uuid: Vec<u8> = row.get(1)?;
-            let uuid = <[u8; 16]>::try_from(uuid.as_slice()).map_err(|_| damaged("a boot id is not 16 bytes"))?;
+            let uuid =
+                <[u8; 16]>::try_from(uuid.as_slice()).map_err(|_| damaged("a boot id is not 16 bytes"))?;
             self.boots.insert(row.get(0)?, BootId(u128::from_be_bytes(uuid)));
         }
         Ok(())
@@ -211,7 +231,8 @@ fn stored(
     let channel = channels.get(&row.get(2)?).cloned();
     let boot = boots.get(&row.get(3)?).copied().unwrap_or(BootId(0));
     let stamp = entry::stamp(boot, row.get(4)?, row.get(5)?, row.get(6)?);
-    let channel = channel.unwrap_or_else(|| Arc::new(StoredChannel { name: String::new(), unit: String::new() }));
+    let channel =
+        channel.unwrap_or_else(|| Arc::new(StoredChannel { name: String::new(), unit: String::new() }));
     let body = entry::body(row.get(1)?, channel, row.get(7)?, row.get_ref(8)?);
     Ok(body.map(|body| Stored { seq, stamp, body }))
 }

@@ -121,7 +121,12 @@ struct Minutes {
 
 impl Store {
     /// Opens or makes the database. `first` is the place to begin with when it is new.
-    pub(super) fn open(directory: &Path, options: &Options, clock: Clock, first: Seq) -> Result<Self, StoreError> {
+    pub(super) fn open(
+        directory: &Path,
+        options: &Options,
+        clock: Clock,
+        first: Seq,
+    ) -> Result<Self, StoreError> {
         let path = store_path(directory);
         let db = Connection::open(&path)?;
         db.pragma_update(None, "page_size", PAGE)?;
@@ -144,8 +149,11 @@ impl Store {
                 return Err(damaged(&verdict));
             }
         }
-        let epoch = db.query_row("SELECT value FROM meta WHERE key = 'epoch'", [], |row| row.get::<_, i64>(0))? as u64;
-        let base = db.query_row("SELECT value FROM meta WHERE key = 'base'", [], |row| row.get::<_, i64>(0))? as u64;
+        let epoch = db
+            .query_row("SELECT value FROM meta WHERE key = 'epoch'", [], |row| row.get::<_, i64>(0))?
+            as u64;
+        let base =
+            db.query_row("SELECT value FROM meta WHERE key = 'base'", [], |row| row.get::<_, i64>(0))? as u64;
         let boot = intern_boot(&db, clock.boot())?;
         let mut store = Self {
             db,
@@ -240,7 +248,15 @@ impl Store {
                     let row = entry.row(channel);
                     let mono = stamp.monotonic_ns as i64;
                     insert.execute(params![
-                        last.0 as i64, row.kind, row.channel, self.boot, mono, wall, clock, row.quality, row.value
+                        last.0 as i64,
+                        row.kind,
+                        row.channel,
+                        self.boot,
+                        mono,
+                        wall,
+                        clock,
+                        row.quality,
+                        row.value
                     ])?;
                     if let Entry::Reading(reading) = entry
                         && let Some(number) = reading.value.as_ref().and_then(drivers::Value::as_f64)
@@ -295,7 +311,8 @@ impl Store {
             let second = &self.partitions[1];
             let is_old = now.saturating_sub(second.oldest_ns) > self.options.retain.as_nanos() as i64;
             let last_of_first = Seq(second.first.0 - 1);
-            let is_had_by_all = self.options.uplinks.iter().all(|uplink| self.cursor(uplink) >= last_of_first);
+            let is_had_by_all =
+                self.options.uplinks.iter().all(|uplink| self.cursor(uplink) >= last_of_first);
             if !(is_over || (is_old && is_had_by_all)) {
                 break;
             }
@@ -315,7 +332,10 @@ impl Store {
         let tx = self.db.transaction()?;
         tx.execute_batch(&format!("DROP TABLE r_{}", first.id))?;
         tx.execute("DELETE FROM part WHERE id = ?", [first.id])?;
-        tx.execute("DELETE FROM rollup WHERE minute < ?", [self.partitions[1].oldest_ns / MINUTE_NS - ROLLUP_MINUTES])?;
+        tx.execute(
+            "DELETE FROM rollup WHERE minute < ?",
+            [self.partitions[1].oldest_ns / MINUTE_NS - ROLLUP_MINUTES],
+        )?;
         tx.commit()?;
         self.partitions.remove(0);
         // An empty partition was dropped to get going again: nothing is lost.
@@ -327,7 +347,12 @@ impl Store {
             let cursor = self.cursors.entry(uplink.clone()).or_insert(last);
             *cursor = (*cursor).max(last);
         }
-        Ok(Some(Gap { from_seq: Some(from.0), to_seq: Some(last.0), count: Some(last.0 + 1 - from.0), reason }))
+        Ok(Some(Gap {
+            from_seq: Some(from.0),
+            to_seq: Some(last.0),
+            count: Some(last.0 + 1 - from.0),
+            reason,
+        }))
     }
 
     /// Writes the log back into the database and shortens it: frees room on a full disk.
@@ -347,7 +372,12 @@ impl Store {
             gaps: self.gaps.clone(),
             commits: self.commits,
             appended: self.appended,
-            cursors: self.options.uplinks.iter().map(|uplink| (uplink.clone(), self.cursor(uplink).0)).collect(),
+            cursors: self
+                .options
+                .uplinks
+                .iter()
+                .map(|uplink| (uplink.clone(), self.cursor(uplink).0))
+                .collect(),
             refusing: None,
         }
     }
@@ -358,22 +388,38 @@ impl Store {
             .db
             .prepare("SELECT id, first FROM part ORDER BY id")?
             .query_map([], |row| {
-                Ok(Partition { id: row.get(0)?, first: Seq(row.get::<_, i64>(1)? as u64), weight: 0, oldest_ns: 0 })
+                Ok(Partition {
+                    id: row.get(0)?,
+                    first: Seq(row.get::<_, i64>(1)? as u64),
+                    weight: 0,
+                    oldest_ns: 0,
+                })
             })?
             .collect::<Result<Vec<_>, _>>()?;
         for partition in &mut partitions {
             let table = format!("r_{}", partition.id);
             partition.oldest_ns = self
                 .db
-                .query_row(&format!("SELECT wall FROM {table} WHERE wall > 0 ORDER BY seq LIMIT 1"), [], |row| row.get(0))
+                .query_row(
+                    &format!("SELECT wall FROM {table} WHERE wall > 0 ORDER BY seq LIMIT 1"),
+                    [],
+                    |row| row.get(0),
+                )
                 .optional()?
                 .unwrap_or_default();
-            let last: Option<i64> = self.db.query_row(&format!("SELECT max(seq) FROM {table}"), [], |row| row.get(0))?;
-            self.last = self.last.max(Seq(last.unwrap_or_default() as u64)).max(Seq(partition.first.0.saturating_sub(1)));
+            let last: Option<i64> =
+                self.db.query_row(&format!("SELECT max(seq) FROM {table}"), [], |row| row.get(0))?;
+            self.last = self
+                .last
+                .max(Seq(last.unwrap_or_default() as u64))
+                .max(Seq(partition.first.0.saturating_sub(1)));
         }
         if let Some(last) = partitions.last_mut() {
             // As `Entry::weight` counts: a number takes 8 bytes, what is longer its length.
-            let sql = format!("SELECT coalesce(sum(36 + max(8, coalesce(length(value), 0))), 0) FROM r_{}", last.id);
+            let sql = format!(
+                "SELECT coalesce(sum(36 + max(8, coalesce(length(value), 0))), 0) FROM r_{}",
+                last.id
+            );
             last.weight = self.db.query_row(&sql, [], |row| row.get::<_, i64>(0))? as u64;
         }
         self.partitions = partitions;
@@ -395,7 +441,10 @@ impl Store {
             .prepare("SELECT wall, json FROM (SELECT * FROM gap ORDER BY id DESC LIMIT ?) ORDER BY id")?
             .query_map([MAX_GAPS as i64], |row| Ok((row.get::<_, i64>(0)?, row.get::<_, String>(1)?)))?
             .collect::<Result<Vec<_>, _>>()?;
-        self.gaps = gaps.into_iter().filter_map(|(wall, json)| Some((wall, serde_json::from_str(&json).ok()?))).collect();
+        self.gaps = gaps
+            .into_iter()
+            .filter_map(|(wall, json)| Some((wall, serde_json::from_str(&json).ok()?)))
+            .collect();
         Ok(())
     }
 
@@ -422,7 +471,8 @@ impl Store {
 
     /// Bytes in use: pages of the file without the free ones.
     fn bytes(&self) -> Result<u64, StoreError> {
-        let pragma = |name: &str| self.db.query_row(&format!("PRAGMA {name}"), [], |row| row.get::<_, i64>(0));
+        let pragma =
+            |name: &str| self.db.query_row(&format!("PRAGMA {name}"), [], |row| row.get::<_, i64>(0));
         Ok((pragma("page_count")? - pragma("freelist_count")?) as u64 * PAGE as u64)
     }
 
@@ -436,7 +486,8 @@ impl Store {
     /// Closes minutes that a crash left open, from the rows themselves.
     fn rebuild_minutes(&mut self) -> Result<(), StoreError> {
         self.minutes = Minutes::default();
-        let since: i64 = self.db.query_row("SELECT coalesce(max(minute), 0) FROM rollup", [], |row| row.get(0))?;
+        let since: i64 =
+            self.db.query_row("SELECT coalesce(max(minute), 0) FROM rollup", [], |row| row.get(0))?;
         // A minute may lie across two partitions.
         let rows: Vec<String> = self
             .partitions
@@ -461,7 +512,13 @@ impl Store {
 
 impl Minutes {
     /// Counts a value in; when its minute is another than the open one, writes the open one first.
-    fn add(&mut self, tx: &Transaction<'_>, channel: i64, wall_ns: i64, value: f64) -> Result<(), StoreError> {
+    fn add(
+        &mut self,
+        tx: &Transaction<'_>,
+        channel: i64,
+        wall_ns: i64,
+        value: f64,
+    ) -> Result<(), StoreError> {
         if wall_ns <= 0 || !value.is_finite() {
             return Ok(());
         }
@@ -530,8 +587,10 @@ fn intern_boot(db: &Connection, boot: BootId) -> Result<i64, StoreError> {
 }
 
 fn intern_channel(tx: &Transaction<'_>, name: &str, unit: &str) -> Result<i64, StoreError> {
-    tx.prepare_cached("INSERT INTO channel (name, unit) VALUES (?, ?) ON CONFLICT DO UPDATE SET unit = excluded.unit")?
-        .execute([name, unit])?;
+    tx.prepare_cached(
+        "INSERT INTO channel (name, unit) VALUES (?, ?) ON CONFLICT DO UPDATE SET unit = excluded.unit",
+    )?
+    .execute([name, unit])?;
     Ok(tx.prepare_cached("SELECT id FROM channel WHERE name = ?")?.query_row([name], |row| row.get(0))?)
 }
 

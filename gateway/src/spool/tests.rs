@@ -63,7 +63,8 @@ fn what_was_appended_reads_back_in_order_after_reopening() {
         let (spool, damage) = open(&directory, &options(10 << 20, &["up"]));
         assert!(damage.is_none());
         let channel = channel("cellar/temperature");
-        let range = spool.append(vec![reading(&channel, 1.5, 5), reading(&channel, 2.5, 6)], false).await.unwrap();
+        let range =
+            spool.append(vec![reading(&channel, 1.5, 5), reading(&channel, 2.5, 6)], false).await.unwrap();
         assert_eq!(range, Seq(1)..Seq(3));
         assert_eq!(spool.append(vec![message(3)], true).await.unwrap(), Seq(3)..Seq(4));
         spool.acknowledge("up", Seq(1), false).await.unwrap();
@@ -147,7 +148,10 @@ fn a_damaged_database_is_set_aside_and_the_loss_is_an_entry() {
     run(async {
         let (spool, _) = open(&directory, &options(10 << 20, &["up"]));
         let channel = channel("a/b");
-        spool.append((0..1000).map(|n| reading(&channel, f64::from(n), i64::from(n))).collect(), true).await.unwrap();
+        spool
+            .append((0..1000).map(|n| reading(&channel, f64::from(n), i64::from(n))).collect(), true)
+            .await
+            .unwrap();
         spool.close().await;
         let path = store_path(directory.path());
         let mut bytes = fs::read(&path).unwrap();
@@ -172,7 +176,9 @@ fn a_damaged_database_is_set_aside_and_the_loss_is_an_entry() {
 
 #[test]
 fn a_file_that_is_no_database_does_not_keep_the_gateway_from_starting() {
-    for content in [&b"rubbish"[..], &[0; 5000], b"SQLite format 3\0 and then nothing that makes sense at all ......"] {
+    for content in
+        [&b"rubbish"[..], &[0; 5000], b"SQLite format 3\0 and then nothing that makes sense at all ......"]
+    {
         let directory = TempDir::new().unwrap();
         fs::write(store_path(directory.path()), content).unwrap();
         run(async {
@@ -204,23 +210,39 @@ fn history_gives_the_same_buckets_from_rows_and_from_minutes() {
         let start = now_ns() / 3_600_000_000_000 * 3_600_000_000_000 - 3_600_000_000_000;
         for second in 0..1800i64 {
             let at = start + second * 1_000_000_000;
-            spool.append(vec![reading(&one, second as f64, at), reading(&other, -1.0, at)], true).await.unwrap();
+            spool
+                .append(vec![reading(&one, second as f64, at), reading(&other, -1.0, at)], true)
+                .await
+                .unwrap();
         }
-        let query = |step_ns| HistoryQuery { channel: "a/one".into(), from_ns: start, to_ns: start + 1800 * 1_000_000_000, step_ns };
+        let query = |step_ns| HistoryQuery {
+            channel: "a/one".into(),
+            from_ns: start,
+            to_ns: start + 1800 * 1_000_000_000,
+            step_ns,
+        };
         let raw = spool.history(query(30_000_000_000)).await.unwrap();
         assert_eq!(raw.len(), 60);
-        assert_eq!(raw[1], Bucket { start_ns: start + 30_000_000_000, n: 30, min: 30.0, mean: 44.5, max: 59.0 });
+        assert_eq!(
+            raw[1],
+            Bucket { start_ns: start + 30_000_000_000, n: 30, min: 30.0, mean: 44.5, max: 59.0 }
+        );
         let minutes = spool.history(query(60_000_000_000)).await.unwrap();
         assert_eq!(minutes.len(), 30);
         for (minute, bucket) in minutes.iter().enumerate() {
             let first = minute as f64 * 60.0;
-            assert_eq!((bucket.n, bucket.min, bucket.mean, bucket.max), (60, first, first + 29.5, first + 59.0));
+            assert_eq!(
+                (bucket.n, bucket.min, bucket.mean, bucket.max),
+                (60, first, first + 29.5, first + 59.0)
+            );
         }
         spool.close().await;
         // The minutes survive a restart, and the last one, which was open, is made from the rows.
         let (spool, _) = open(&directory, &options(32 << 20, &[]));
         assert_eq!(spool.history(query(60_000_000_000)).await.unwrap(), minutes);
-        assert!(spool.history(HistoryQuery { channel: "no/such".into(), ..query(1) }).await.unwrap().is_empty());
+        assert!(
+            spool.history(HistoryQuery { channel: "no/such".into(), ..query(1) }).await.unwrap().is_empty()
+        );
         spool.close().await;
     });
 }
@@ -238,7 +260,11 @@ fn when_nothing_can_be_written_entries_are_refused_counted_and_accepted_again_la
         spool.append(vec![message(10)], true).await.unwrap();
         let stats = spool.stats();
         assert!(stats.refusing.is_none());
-        assert!(stats.gaps.iter().any(|(_, gap)| gap.reason == GapReason::DiskFull && gap.count >= Some(400)), "{:?}", stats.gaps);
+        assert!(
+            stats.gaps.iter().any(|(_, gap)| gap.reason == GapReason::DiskFull && gap.count >= Some(400)),
+            "{:?}",
+            stats.gaps
+        );
         spool.close().await;
     });
 }

@@ -278,7 +278,10 @@ impl World {
             let cursor = peer.forwarder.cursor().0.min(self.store.last_seq().0);
             let missing = (1..=cursor).find(|seq| !peer.received.contains(seq) && !self.lost.contains(seq));
             if let Some(seq) = missing {
-                return Err(format!("{}: the cursor is at {cursor}, {seq} neither arrived nor is in a gap", peer.name));
+                return Err(format!(
+                    "{}: the cursor is at {cursor}, {seq} neither arrived nor is in a gap",
+                    peer.name
+                ));
             }
         }
         Ok(())

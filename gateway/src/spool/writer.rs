@@ -15,9 +15,12 @@ use super::entry::{Entry, Gap, GapReason};
 use super::store::{Stats, Store, StoreError};
 use super::{Committed, Options, Seq};
 
+/// Where an append's places, or why it was refused, are waited for.
+type Reply = oneshot::Sender<Result<Range<Seq>, String>>;
+
 /// What the writer is asked.
 pub(super) enum Job {
-    Append { entries: Vec<Entry>, is_urgent: bool, reply: oneshot::Sender<Result<Range<Seq>, String>> },
+    Append { entries: Vec<Entry>, is_urgent: bool, reply: Reply },
     Acknowledge { uplink: String, seq: Seq, is_urgent: bool },
     Cursor { uplink: String, reply: oneshot::Sender<Seq> },
     Reconfigure(Options),
@@ -74,7 +77,7 @@ struct Writer {
     options: Options,
     interval: Duration,
     ballast: Ballast,
-    pending: Vec<(Vec<Entry>, oneshot::Sender<Result<Range<Seq>, String>>)>,
+    pending: Vec<(Vec<Entry>, Reply)>,
     cursors: HashMap<String, Seq>,
     /// Entries that could not be written, by reason; recorded as gaps with the next commit that works.
     lost: HashMap<&'static str, (GapReason, u64)>,
@@ -116,7 +119,8 @@ impl Writer {
                 }
                 Some(Job::Cursor { uplink, reply }) => {
                     let stored = self.store.cursor(&uplink);
-                    let _ = reply.send(self.cursors.get(&uplink).copied().map_or(stored, |seq| seq.max(stored)));
+                    let _ =
+                        reply.send(self.cursors.get(&uplink).copied().map_or(stored, |seq| seq.max(stored)));
                 }
                 Some(Job::Reconfigure(options)) => {
                     self.interval = options.commit_interval;

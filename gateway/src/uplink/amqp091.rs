@@ -26,11 +26,17 @@ use crate::payload::{self, Outgoing};
 use crate::spool::Stored;
 
 /// `type = "amqp"`
-pub static UPLINK: UplinkType =
-    UplinkType { name: "amqp", parse: |table| settings::<Settings>(table).map(|set| Arc::new(set) as Arc<dyn Setup>) };
+pub static UPLINK: UplinkType = UplinkType {
+    name: "amqp",
+    parse: |table| settings::<Settings>(table).map(|set| Arc::new(set) as Arc<dyn Setup>),
+};
 
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
+#[expect(
+    clippy::unsafe_derive_deserialize,
+    reason = "no method of it is unsafe; tokio's select! makes it look so"
+)]
 struct Settings {
     /// `host:port`.
     address: String,
@@ -100,8 +106,10 @@ impl Uplink for Amqp {
     fn carry<'a>(&'a mut self, link: &'a mut Link) -> BoxFuture<'a, anyhow::Result<()>> {
         let Self { settings, gateway } = &*self;
         Box::pin(async move {
-            let connection = tokio::time::timeout(CONNECT, settings.connect(gateway)).await.context("no answer")??;
-            let channel = tokio::time::timeout(CONNECT, settings.prepare(&connection)).await.context("no answer")??;
+            let connection =
+                tokio::time::timeout(CONNECT, settings.connect(gateway)).await.context("no answer")??;
+            let channel =
+                tokio::time::timeout(CONNECT, settings.prepare(&connection)).await.context("no answer")??;
             link.connected(&settings.target());
             let carried = settings.publish(gateway, &channel, link).await;
             // Said politely where the connection still stands; otherwise dropping it is enough.
@@ -113,22 +121,29 @@ impl Uplink for Amqp {
 
 impl Settings {
     async fn connect(&self, gateway: &str) -> anyhow::Result<Connection> {
-        let (host, port) = host_and_port(&self.address).ok_or_else(|| anyhow!("`{}` is not host:port", self.address))?;
+        let (host, port) =
+            host_and_port(&self.address).ok_or_else(|| anyhow!("`{}` is not host:port", self.address))?;
         let password = match &self.password {
             Some(source) => {
                 let secret = source.read().map_err(|error| anyhow!(error))?;
-                String::from_utf8(secret.expose().to_vec()).map_err(|_| anyhow!("the password is not UTF-8"))?
+                String::from_utf8(secret.expose().to_vec())
+                    .map_err(|_| anyhow!("the password is not UTF-8"))?
             }
             None => "guest".into(),
         };
         let username = self.username.clone().unwrap_or_else(|| "guest".into());
         let uri = AMQPUri {
             scheme: if self.tls.is_some() { AMQPScheme::AMQPS } else { AMQPScheme::AMQP },
-            authority: AMQPAuthority { userinfo: AMQPUserInfo { username, password }, host: host.into(), port },
+            authority: AMQPAuthority {
+                userinfo: AMQPUserInfo { username, password },
+                host: host.into(),
+                port,
+            },
             vhost: self.vhost.clone(),
             query: AMQPQueryString { heartbeat: Some(HEARTBEAT_S), ..Default::default() },
         };
-        let properties = ConnectionProperties::default().with_connection_name(format!("tidegate {gateway}").into());
+        let properties =
+            ConnectionProperties::default().with_connection_name(format!("tidegate {gateway}").into());
         let runtime = lapin::runtime::default_runtime()?;
         Ok(Connection::connect_uri_with_config(uri, properties, self.tls_config()?, runtime).await?)
     }
@@ -138,7 +153,12 @@ impl Settings {
         let channel = connection.create_channel().await?;
         let options = ExchangeDeclareOptions { durable: true, passive: self.passive, ..Default::default() };
         channel
-            .exchange_declare(self.exchange.as_str().into(), ExchangeKind::Topic, options, FieldTable::default())
+            .exchange_declare(
+                self.exchange.as_str().into(),
+                ExchangeKind::Topic,
+                options,
+                FieldTable::default(),
+            )
             .await
             .with_context(|| format!("exchange {}", self.exchange))?;
         channel.confirm_select(ConfirmSelectOptions::default()).await?;
@@ -147,9 +167,12 @@ impl Settings {
 
     fn tls_config(&self) -> anyhow::Result<OwnedTLSConfig> {
         let Some(tls) = &self.tls else { return Ok(OwnedTLSConfig::default()) };
-        let read = |path: &std::path::PathBuf| std::fs::read(path).with_context(|| path.display().to_string());
+        let read =
+            |path: &std::path::PathBuf| std::fs::read(path).with_context(|| path.display().to_string());
         let identity = match (&tls.certificate, &tls.key) {
-            (Some(certificate), Some(key)) => Some(OwnedIdentity::PKCS8 { pem: read(certificate)?, key: read(key)? }),
+            (Some(certificate), Some(key)) => {
+                Some(OwnedIdentity::PKCS8 { pem: read(certificate)?, key: read(key)? })
+            }
             _ => None,
         };
         let authorities = tls.authorities()?;
@@ -182,7 +205,12 @@ impl Settings {
         }
     }
 
-    async fn send(&self, gateway: &str, channel: &Channel, entry: &Stored) -> lapin::Result<lapin::PublisherConfirm> {
+    async fn send(
+        &self,
+        gateway: &str,
+        channel: &Channel,
+        entry: &Stored,
+    ) -> lapin::Result<lapin::PublisherConfirm> {
         let Outgoing { id, topic, body } = payload::outgoing(gateway, entry);
         let mut headers = FieldTable::default();
         headers.insert("gateway".into(), AMQPValue::LongString(gateway.into()));
@@ -197,7 +225,9 @@ impl Settings {
             properties = properties.with_timestamp((wall.unix_ns / 1_000_000_000).max(0) as u64);
         }
         let options = BasicPublishOptions { mandatory: true, ..Default::default() };
-        channel.basic_publish(self.exchange.as_str().into(), routing_key(&topic), options, &body, properties).await
+        channel
+            .basic_publish(self.exchange.as_str().into(), routing_key(&topic), options, &body, properties)
+            .await
     }
 }
 

@@ -41,13 +41,16 @@ pub fn find(name: &str) -> Option<&'static UplinkType> {
     registry().iter().copied().find(|known| known.name == name)
 }
 
+/// From an uplink's table, its common keys taken out, to its settings.
+pub type Parse = fn(Spanned<DeTable<'_>>) -> Result<Arc<dyn Setup>, Diagnostic>;
+
 /// A kind of uplink.
 #[derive(Debug)]
 pub struct UplinkType {
     /// What stands behind `type =`.
     pub name: &'static str,
     /// Reads the kind's own settings.
-    pub parse: fn(Spanned<DeTable<'_>>) -> Result<Arc<dyn Setup>, Diagnostic>,
+    pub parse: Parse,
 }
 
 /// An uplink's settings, checked.
@@ -106,8 +109,6 @@ pub struct Status {
     pub confirmed: u64,
     /// Confirmed per second, over the last seconds.
     pub rate: f64,
-    /// When the oldest entry that waits was measured, in nanoseconds since 1970.
-    pub oldest_unix_ns: Option<i64>,
 }
 
 /// A running uplink: the task's handle and what it shows.
@@ -146,7 +147,8 @@ pub fn start(
 ) -> (Handle, impl Future<Output = ()> + Send + 'static) {
     let status = Arc::new(Mutex::new(Status { state: "connecting", ..Status::default() }));
     let ended = CancellationToken::new();
-    let handle = Handle { config: config.clone(), status: status.clone(), stop: stop.clone(), ended: ended.clone() };
+    let handle =
+        Handle { config: config.clone(), status: status.clone(), stop: stop.clone(), ended: ended.clone() };
     let task = async move {
         run(config, gateway, spool, stop, status).await;
         ended.cancel();
@@ -265,7 +267,9 @@ impl Link {
     /// The peer has this entry for good.
     pub async fn confirmed(&mut self, seq: Seq) {
         self.rate.count(1);
-        if self.forwarder.confirmed(seq).is_some() && (self.forwarder.is_cursor_late() || self.forwarder.in_flight() == 0) {
+        if self.forwarder.confirmed(seq).is_some()
+            && (self.forwarder.is_cursor_late() || self.forwarder.in_flight() == 0)
+        {
             self.store_cursor().await;
         }
         self.note();

@@ -28,8 +28,10 @@ use crate::payload::{self, Outgoing, ROOT};
 use crate::spool::{Seq, Stored};
 
 /// `type = "mqtt"`
-pub static UPLINK: UplinkType =
-    UplinkType { name: "mqtt", parse: |table| settings::<Settings>(table).map(|set| Arc::new(set) as Arc<dyn Setup>) };
+pub static UPLINK: UplinkType = UplinkType {
+    name: "mqtt",
+    parse: |table| settings::<Settings>(table).map(|set| Arc::new(set) as Arc<dyn Setup>),
+};
 
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -79,7 +81,10 @@ impl Setup for Settings {
         }
         problems.extend(self.password.as_ref().and_then(|source| source.read().err()));
         if !matches!(self.qos, 1 | 2) {
-            problems.push(format!("qos out of range: {}, allowed 1 (at least once) or 2 (exactly once)", self.qos));
+            problems.push(format!(
+                "qos out of range: {}, allowed 1 (at least once) or 2 (exactly once)",
+                self.qos
+            ));
         }
         if !(1..=65_535).contains(&self.window) {
             problems.push(format!("window out of range: {}, allowed 1 to 65535", self.window));
@@ -118,7 +123,9 @@ impl Uplink for Mqtt {
             if self.settings.qos == 2 && self.client.is_none() {
                 let mut stream = self.settings.dial().await?;
                 let mut client = Client::new(Instant::now(), self.options(true)?)?;
-                tokio::time::timeout(CONNECT, clear_session(&mut stream, &mut client)).await.context("no answer")??;
+                tokio::time::timeout(CONNECT, clear_session(&mut stream, &mut client))
+                    .await
+                    .context("no answer")??;
             }
             let mut stream = self.settings.dial().await?;
             let options = self.options(self.settings.qos == 1)?;
@@ -159,7 +166,8 @@ impl Mqtt {
 
 impl Settings {
     async fn dial(&self) -> anyhow::Result<Box<dyn Stream>> {
-        let (host, port) = host_and_port(&self.address).ok_or_else(|| anyhow!("`{}` is not host:port", self.address))?;
+        let (host, port) =
+            host_and_port(&self.address).ok_or_else(|| anyhow!("`{}` is not host:port", self.address))?;
         let connecting = TcpStream::connect((host, port));
         let tcp = tokio::time::timeout(CONNECT, connecting).await.context("no answer")??;
         tcp.set_nodelay(true)?;
@@ -176,7 +184,12 @@ struct Publisher<'a> {
 }
 
 impl Publisher<'_> {
-    async fn carry(&self, stream: &mut Box<dyn Stream>, client: &mut Client, link: &mut Link) -> anyhow::Result<()> {
+    async fn carry(
+        &self,
+        stream: &mut Box<dyn Stream>,
+        client: &mut Client,
+        link: &mut Link,
+    ) -> anyhow::Result<()> {
         let stop = link.stopping();
         let mut wire = Wire::new(stream);
         let mut waiting = std::collections::VecDeque::new();
@@ -191,7 +204,9 @@ impl Publisher<'_> {
                         self.publish_state(client, "online");
                     }
                     Event::Confirmed { id } if id != STATE_ID => link.confirmed(Seq(id)).await,
-                    Event::Failed { id, reason } if id != STATE_ID => bail!("the broker refused a message: {reason:?}"),
+                    Event::Failed { id, reason } if id != STATE_ID => {
+                        bail!("the broker refused a message: {reason:?}")
+                    }
                     Event::Closed { reason } => {
                         let _ = tokio::time::timeout(CLOSE, wire.flush(client)).await;
                         bail!("{reason}");
@@ -241,7 +256,8 @@ impl Publisher<'_> {
     /// The counterpart of our will. Not an entry: if it is lost with the connection, the next one says it again.
     fn publish_state(&self, client: &mut Client, state: &'static str) {
         if let Ok(topic) = Topic::new(format!("{ROOT}/{}/$state", self.gateway)) {
-            let _ = client.publish(STATE_ID, &Message::new(topic, state).with_qos(Qos::AtLeastOnce).retained());
+            let _ =
+                client.publish(STATE_ID, &Message::new(topic, state).with_qos(Qos::AtLeastOnce).retained());
         }
     }
 }

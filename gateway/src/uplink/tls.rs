@@ -29,7 +29,9 @@ impl Tls {
         let mut problems: Vec<String> = [&self.ca, &self.certificate, &self.key]
             .into_iter()
             .flatten()
-            .filter_map(|path| std::fs::File::open(path).err().map(|error| format!("{}: {error}", path.display())))
+            .filter_map(|path| {
+                std::fs::File::open(path).err().map(|error| format!("{}: {error}", path.display()))
+            })
             .collect();
         if self.certificate.is_some() != self.key.is_some() {
             problems.push("tls needs certificate and key together".into());

@@ -17,10 +17,10 @@ use tokio::sync::broadcast::error::RecvError;
 use super::Door;
 use crate::app::Gateway;
 use crate::command::{Command, Refusal};
-use crate::{export as log_export, health};
 use crate::payload::{self, Format};
 use crate::reading::{ChannelId, Reading};
 use crate::spool::{HistoryQuery, Seq};
+use crate::{export as log_export, health};
 
 type App = State<Arc<Gateway>>;
 
@@ -112,7 +112,10 @@ pub async fn export(State(gateway): App, query: Result<Query<Selection>, QueryRe
         Some(_) => return refuse(StatusCode::BAD_REQUEST, "format is csv or jsonl"),
     };
     let name = gateway.config().gateway.name.clone();
-    let start = (Seq(selection.after.unwrap_or_default()), is_csv.then(|| Bytes::from_static(log_export::CSV_HEAD.as_bytes())));
+    let start = (
+        Seq(selection.after.unwrap_or_default()),
+        is_csv.then(|| Bytes::from_static(log_export::CSV_HEAD.as_bytes())),
+    );
     let lines = stream::unfold(Some(start), move |state| {
         let (gateway, name) = (gateway.clone(), name.clone());
         let (channel, from, to) = (selection.channel.clone(), selection.from, selection.to);
@@ -123,7 +126,8 @@ pub async fn export(State(gateway): App, query: Result<Query<Selection>, QueryRe
             }
             let entries = gateway.spool.read_after(after, EXPORT_AT_ONCE).await.ok()?;
             let last = entries.last()?.seq;
-            let chosen = entries.iter().filter(|entry| log_export::is_chosen(entry, channel.as_deref(), from, to));
+            let chosen =
+                entries.iter().filter(|entry| log_export::is_chosen(entry, channel.as_deref(), from, to));
             let mut text = String::new();
             for entry in chosen {
                 log_export::write_entry(&mut text, &name, entry, is_csv);

@@ -24,9 +24,12 @@ pub async fn serve(method: Method, uri: Uri, headers: HeaderMap) -> Response {
         return (StatusCode::NOT_FOUND, "no such page; the dashboard is at /\n").into_response();
     };
     // Vendored files carry their version in the path; ours are asked for again with their tag.
-    let caching = if path.starts_with("vendor/") { "public, max-age=31536000, immutable" } else { "no-cache" };
-    let headers_out = [(header::ETAG, asset.etag), (header::CACHE_CONTROL, caching), (header::CONTENT_TYPE, asset.mime)];
-    let is_known = headers.get(header::IF_NONE_MATCH).is_some_and(|tag| tag.as_bytes() == asset.etag.as_bytes());
+    let caching =
+        if path.starts_with("vendor/") { "public, max-age=31536000, immutable" } else { "no-cache" };
+    let headers_out =
+        [(header::ETAG, asset.etag), (header::CACHE_CONTROL, caching), (header::CONTENT_TYPE, asset.mime)];
+    let is_known =
+        headers.get(header::IF_NONE_MATCH).is_some_and(|tag| tag.as_bytes() == asset.etag.as_bytes());
     if is_known {
         return (StatusCode::NOT_MODIFIED, headers_out).into_response();
     }

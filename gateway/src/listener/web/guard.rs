@@ -28,7 +28,10 @@ pub async fn check(State(gateway): State<Arc<Gateway>>, request: Request, next: 
                 Some((StatusCode::FORBIDDEN, "asked for by a page of another origin\n").into_response())
             } else if !peer.ip().to_canonical().is_loopback() && !gateway.users.is_known(basic(headers)) {
                 let challenge = [(header::WWW_AUTHENTICATE, "Basic realm=\"tidegate\", charset=\"UTF-8\"")];
-                Some((StatusCode::UNAUTHORIZED, challenge, "a user and password of this gateway, please\n").into_response())
+                Some(
+                    (StatusCode::UNAUTHORIZED, challenge, "a user and password of this gateway, please\n")
+                        .into_response(),
+                )
             } else {
                 None
             }
@@ -105,19 +108,28 @@ mod tests {
     #[test]
     fn only_names_of_ours_are_answered() {
         let ours = |host| is_host_ours(&headers(&[("host", host)]), &["pi.lan".into()], "barn");
-        assert!(["127.0.0.1:8080", "localhost", "[::1]:8080", "barn.local:8080", "barn", "PI.lan"].iter().all(|h| ours(h)));
+        assert!(
+            ["127.0.0.1:8080", "localhost", "[::1]:8080", "barn.local:8080", "barn", "PI.lan"]
+                .iter()
+                .all(|h| ours(h))
+        );
         assert!(!["evil.example", "barn.local.evil.example", ""].iter().any(|h| ours(h)));
         assert!(!is_host_ours(&headers(&[]), &[], "barn"));
     }
 
     #[test]
     fn a_page_of_another_origin_may_neither_command_nor_open_a_websocket() {
-        let own = [("host", "barn.local:8080"), ("origin", "http://barn.local:8080"), ("upgrade", "websocket")];
+        let own =
+            [("host", "barn.local:8080"), ("origin", "http://barn.local:8080"), ("upgrade", "websocket")];
         assert!(is_origin_ours(&headers(&own), &Method::GET));
-        let foreign = [("host", "barn.local:8080"), ("origin", "http://evil.example"), ("upgrade", "websocket")];
+        let foreign =
+            [("host", "barn.local:8080"), ("origin", "http://evil.example"), ("upgrade", "websocket")];
         assert!(!is_origin_ours(&headers(&foreign), &Method::GET));
         assert!(!is_origin_ours(&headers(&foreign[..2]), &Method::POST));
-        assert!(is_origin_ours(&headers(&foreign[..2]), &Method::GET), "reading is what the same-origin policy guards");
+        assert!(
+            is_origin_ours(&headers(&foreign[..2]), &Method::GET),
+            "reading is what the same-origin policy guards"
+        );
         assert!(is_origin_ours(&headers(&[("host", "barn")]), &Method::POST), "no browser, no origin");
     }
 

@@ -1,0 +1,7 @@
+//! What accepts LAN clients: MQTT, CoAP, and HTTP with the page.
+
+pub mod bind;
+pub mod broker;
+pub mod coap;
+pub mod web;
+pub mod websocket;
