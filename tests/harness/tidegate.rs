@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-use crate::{Id, Port, Process, Scratch, wait_until, workspace};
+use crate::{Id, Port, Process, Scratch, request, wait_until, workspace};
 
 /// The binary: `$TIDEGATE_BIN`, else `tidegate` of the release profile.
 ///
@@ -233,9 +233,15 @@ impl Tidegate {
         ids
     }
 
+    /// How it is, by its HTTP API.
+    pub fn status(&self) -> Value {
+        let reply = request(self.http(), "GET", "/api/v1/status", &[], b"");
+        reply.unwrap_or_else(|e| panic!("the gateway's API does not answer: {e}")).json()
+    }
+
     /// The newest place in the spool; 0 when it is empty.
     pub fn newest(&self) -> u64 {
-        self.cli_json(&["status"])["spool"]["last_seq"].as_u64().unwrap_or(0)
+        self.status()["spool"]["last_seq"].as_u64().unwrap_or(0)
     }
 
     /// The MQTT listener.

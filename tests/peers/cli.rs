@@ -29,8 +29,8 @@ until mosquitto_sub -t 'tidegate/#' -W 1 -C 1 >/dev/null 2>&1; do
 done
 echo "first reading after $((($(date +%s%N) - begun) / 1000000)) ms"
 mosquitto_sub -v -t 'tidegate/#' -W 2 | sed 's/^/mqtt /'
-coap-client-notls -v 2 -m get coap://127.0.0.1/.well-known/core | tr ',' '\n' | sed 's/^/core /'
-coap-client-notls -v 2 -s 5 -m get coap://127.0.0.1/host/load_1m | sed 's/^/observed /'
+coap-client-notls -v 2 -B 5 -m get coap://127.0.0.1/.well-known/core | tr ',' '\n' | sed 's/^/core /'
+coap-client-notls -v 2 -B 5 -s 5 -m get coap://127.0.0.1/host/load_1m | sed 's/^/observed /'
 echo
 "$PYTHON" -c 'import urllib.request as u; print("page", u.urlopen("http://127.0.0.1:8080/").read()[:2000])'
 sed 's/^/banner /' banner

@@ -124,7 +124,7 @@ fn a_message_that_rabbitmq_can_route_nowhere_is_not_taken_for_delivered() {
     let broker = RabbitMq::start();
     // The exchange is there and no queue is bound: RabbitMQ confirms and returns, and nobody has the reading.
     let gateway = Tidegate::builder().tables(&sensor("20ms")).tables(&amqp(broker.address())).start();
-    let uplink = || gateway.cli_json(&["status"])["uplinks"][0].clone();
+    let uplink = || gateway.status()["uplinks"][0].clone();
     let waiting = wait_until(20 * SECOND, || (uplink()["waiting"].as_u64()? >= 300).then_some(()));
     assert!(waiting.is_some(), "{}", uplink());
     assert_eq!(uplink()["confirmed"], 0, "{}", uplink());
