@@ -9,7 +9,10 @@ use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
-use coap::{Answer, Code, ETag, Endpoint, Link, Methods, Peer, Request, Resource, ResourceId, Resources, Response, Ticket};
+use coap::{
+    Answer, Code, ETag, Endpoint, Link, Methods, Peer, Request, Resource, ResourceId, Resources, Response,
+    Ticket,
+};
 use drivers::{Kind, Value};
 use tokio::sync::{mpsc, oneshot};
 
@@ -88,7 +91,13 @@ impl Shelf {
     }
 
     /// Adds, replaces or takes away a device's channels.
-    pub(super) fn change_device(&mut self, now: Instant, device: &str, change: Change, endpoint: &mut Endpoint) {
+    pub(super) fn change_device(
+        &mut self,
+        now: Instant,
+        device: &str,
+        change: Change,
+        endpoint: &mut Endpoint,
+    ) {
         if change.is_removed {
             for id in self.remove_device(device) {
                 endpoint.notify(now, id, self);
@@ -167,12 +176,13 @@ impl Shelf {
     /// The next command whose outcome is known, and how to tell its client.
     pub(super) fn next_outcome(&mut self) -> Option<(Ticket, Response)> {
         let mut context = Context::from_waker(&self.waker);
-        let is_ready = |(index, (_, reply)): (usize, &mut (Ticket, oneshot::Receiver<_>))| {
-            match Pin::new(reply).poll(&mut context) {
+        let is_ready =
+            |(index, (_, reply)): (usize, &mut (Ticket, oneshot::Receiver<_>))| match Pin::new(reply)
+                .poll(&mut context)
+            {
                 Poll::Ready(outcome) => Some((index, outcome)),
                 Poll::Pending => None,
-            }
-        };
+            };
         let (index, outcome) = self.pending.iter_mut().enumerate().find_map(is_ready)?;
         let (ticket, _) = self.pending.swap_remove(index);
         let response = match outcome {
@@ -254,7 +264,8 @@ impl Shelf {
             _ => None,
         });
         let with_reading: Vec<_> = shown.filter(|shown| shown.reading.is_some()).collect();
-        let readings: Vec<&Reading> = with_reading.iter().filter_map(|shown| shown.reading.as_ref()).collect();
+        let readings: Vec<&Reading> =
+            with_reading.iter().filter_map(|shown| shown.reading.as_ref()).collect();
         if readings.is_empty() {
             return Answer::Now(nothing_yet());
         }
@@ -276,7 +287,13 @@ impl Resources for Shelf {
         let path = path.as_str();
         if path.is_empty() {
             let (id, methods) = (ROOT, Methods::GET);
-            return Some(Resource { id, methods, offers: &[coap::Format::TEXT], takes: &[], is_observable: false });
+            return Some(Resource {
+                id,
+                methods,
+                offers: &[coap::Format::TEXT],
+                takes: &[],
+                is_observable: false,
+            });
         }
         let id = *self.by_path.get(path)?;
         let (methods, offers): (_, &[_]) = match self.entries.get(&id)? {

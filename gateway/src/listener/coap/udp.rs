@@ -231,7 +231,10 @@ fn zeroed_address() -> libc::sockaddr_storage {
     unsafe { std::mem::zeroed() }
 }
 
-#[expect(unsafe_code, reason = "a message header is plain numbers and pointers, of which zero and null are valid")]
+#[expect(
+    unsafe_code,
+    reason = "a message header is plain numbers and pointers, of which zero and null are valid"
+)]
 fn empty_header() -> libc::mmsghdr {
     // SAFETY: all fields are integers or raw pointers.
     unsafe { std::mem::zeroed() }
