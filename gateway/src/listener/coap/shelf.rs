@@ -43,7 +43,7 @@ pub(super) struct Shelf {
 /// One resource.
 enum Entry {
     Device { name: String, channels: BTreeMap<ChannelId, ResourceId>, cache: Cache },
-    Channel(Box<Shown>),
+    Channel(Shown),
 }
 
 struct Shown {
@@ -130,7 +130,7 @@ impl Shelf {
                 max_age_s: MAX_AGE_S,
                 cache: Cache::default(),
             };
-            self.entries.insert(id, Entry::Channel(Box::new(shown)));
+            self.entries.insert(id, Entry::Channel(shown));
         }
     }
 
