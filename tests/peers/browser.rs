@@ -68,6 +68,8 @@ fn tiles_live_and_a_chart_opens_in_light_dark_and_on_a_phone() {
     let gateway = Tidegate::builder().tables(DEVICES).tables(&uplink(&wire)).start();
     let browser = Chromium::start();
     let url = format!("http://{}/", gateway.http());
+    // So that there is a curve to be seen.
+    wait_until(60 * SECOND, || (gateway.newest() > 600).then_some(())).expect("the spool fills");
     for (name, viewport, dark) in [
         ("light", Viewport::DESKTOP, false),
         ("dark", Viewport::DESKTOP, true),

@@ -83,7 +83,7 @@ async def commands(client):
     done = await ask(client, "/pump/state", PUT, payload=b"1", content=0)
     expect(done.code == aiocoap.CHANGED, f"{done.code}")
     expect((await ask(client, "/pump/state", accept=0)).payload in (b"1", b"true", b"on"), "it is on")
-    done = await ask(client, "/pump/state", PUT, payload=b'[{"n":"","vb":false}]', content=110)
+    done = await ask(client, "/pump/state", PUT, payload=b'[{"n":"state","vb":false}]', content=110)
     expect(done.code == aiocoap.CHANGED, f"{done.code} {done.payload}")
     bad = await ask(client, "/pump/state", PUT, payload=b"perhaps", content=0)
     expect(bad.code == aiocoap.BAD_REQUEST, f"{bad.code}")

@@ -17,6 +17,9 @@ use serde_json::Value;
 /// The readings that must have been in the spool before the faults end, and the kills until then.
 const READINGS: u64 = 20_000;
 const KILLS: usize = 50;
+/// Entries in flight. What is repeated after a kill was in flight, or confirmed since the cursor was stored last, which
+/// happens at the latest when a window has been confirmed.
+const WINDOW: u64 = 200;
 
 const SENSORS: &str = r#"
 [[device]]
@@ -110,6 +113,11 @@ fn every_id_that_was_in_the_spool_reaches_both_clouds_through_faults_and_fifty_k
         [("mosquitto", &mqtt, on_mqtt.messages()), ("RabbitMQ", &amqp, on_amqp.messages())]
     {
         report.assert_whole(name);
+        assert!(
+            report.farthest_repeat <= 2 * WINDOW,
+            "{name}: repeated from {} places back",
+            report.farthest_repeat
+        );
         let missing = missing(&visits, &messages);
         assert!(
             missing.is_empty(),
@@ -216,7 +224,7 @@ fn missing(visits: &HashSet<String>, messages: &[Value]) -> Vec<String> {
 
 fn uplinks(mqtt: SocketAddr, amqp: SocketAddr) -> String {
     format!(
-        "{}\n[[uplink]]\nname = \"rabbit\"\ntype = \"amqp\"\naddress = \"{amqp}\"\nexchange = \"tidegate\"\n",
+        "{}\n[[uplink]]\nname = \"rabbit\"\ntype = \"amqp\"\naddress = \"{amqp}\"\nexchange = \"tidegate\"\nwindow = {WINDOW}\n",
         mqtt_uplink(mqtt)
     )
 }
