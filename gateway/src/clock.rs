@@ -5,6 +5,7 @@
 //! of "synchronised".
 
 use std::fmt;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// The kernel's `/proc/sys/kernel/random/boot_id`: one per boot, never reused.
@@ -102,7 +103,8 @@ impl Clock {
         let now_ns = drivers::monotonic_ns();
         let wall = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO);
         let unix_ns = wall.as_nanos() as i64 - now_ns.saturating_sub(monotonic_ns) as i64;
-        Stamp { boot: self.boot, monotonic_ns, wall: Some(Wall { unix_ns, quality: wall_quality(unix_ns) }) }
+        let quality = recent_wall_quality(now_ns, unix_ns);
+        Stamp { boot: self.boot, monotonic_ns, wall: Some(Wall { unix_ns, quality }) }
     }
 }
 
@@ -143,6 +145,20 @@ impl fmt::Debug for BootId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         fmt::Display::fmt(self, f)
     }
+}
+
+/// [`wall_quality`], asked at most ten times a second: it costs system calls, and every reading is stamped.
+fn recent_wall_quality(now_ns: u64, unix_ns: i64) -> WallQuality {
+    /// The tenth of a second it was asked in, and the answer in the lowest three bits; 0 before the first time.
+    static ASKED: AtomicU64 = AtomicU64::new(0);
+    let tenth = now_ns / 100_000_000 + 1;
+    let asked = ASKED.load(Ordering::Relaxed);
+    if asked >> 3 == tenth {
+        return WallQuality::from_u8((asked & 7) as u8);
+    }
+    let quality = wall_quality(unix_ns);
+    ASKED.store(tenth << 3 | quality as u64, Ordering::Relaxed);
+    quality
 }
 
 /// What the kernel says of its clock: synchronised, battery-backed, or set from a file at best.

@@ -191,6 +191,7 @@ pub fn scan_json(found: &[Found]) -> Json {
         .map(|thing| {
             json!({
                 "kind": thing.kind.as_str(), "path": thing.path, "what": thing.what,
+                "confidence": thing.confidence.map(drivers::scan::Confidence::as_str),
                 "problem": thing.problem, "suggestion": thing.suggestion,
             })
         })

@@ -32,8 +32,6 @@ pub struct Stats {
     pub commits: u64,
     /// Entries appended since start.
     pub appended: u64,
-    /// Each uplink's cursor.
-    pub cursors: Vec<(String, u64)>,
     /// Why writing fails at the moment.
     pub refusing: Option<String>,
 }
@@ -362,23 +360,23 @@ impl Store {
     }
 
     pub(super) fn stats(&self) -> Stats {
-        Stats {
-            epoch: self.epoch,
-            first_seq: self.partitions.first().map_or(0, |first| first.first.0.min(self.last.0)),
-            last_seq: self.last.0,
-            bytes: self.bytes().unwrap_or_default(),
-            max_bytes: self.options.max_size,
-            oldest_unix_ns: self.partitions.first().map(|first| first.oldest_ns).filter(|ns| *ns > 0),
-            gaps: self.gaps.clone(),
-            commits: self.commits,
-            appended: self.appended,
-            cursors: self
-                .options
-                .uplinks
-                .iter()
-                .map(|uplink| (uplink.clone(), self.cursor(uplink).0))
-                .collect(),
-            refusing: None,
+        let mut stats = Stats::default();
+        self.show(&mut stats, self.bytes().ok());
+        stats
+    }
+
+    /// Brings `stats` up to date; the size only where the caller looked it up.
+    pub(super) fn show(&self, stats: &mut Stats, bytes: Option<u64>) {
+        stats.epoch = self.epoch;
+        stats.first_seq = self.partitions.first().map_or(0, |first| first.first.0.min(self.last.0));
+        stats.last_seq = self.last.0;
+        stats.bytes = bytes.unwrap_or(stats.bytes);
+        stats.max_bytes = self.options.max_size;
+        stats.oldest_unix_ns = self.partitions.first().map(|first| first.oldest_ns).filter(|ns| *ns > 0);
+        stats.commits = self.commits;
+        stats.appended = self.appended;
+        if stats.gaps != self.gaps {
+            stats.gaps.clone_from(&self.gaps);
         }
     }
 
@@ -470,7 +468,7 @@ impl Store {
     }
 
     /// Bytes in use: pages of the file without the free ones.
-    fn bytes(&self) -> Result<u64, StoreError> {
+    pub(super) fn bytes(&self) -> Result<u64, StoreError> {
         let pragma =
             |name: &str| self.db.query_row(&format!("PRAGMA {name}"), [], |row| row.get::<_, i64>(0));
         Ok((pragma("page_count")? - pragma("freelist_count")?) as u64 * PAGE as u64)

@@ -16,7 +16,8 @@ use super::store::{Stats, Store, StoreError};
 use super::{Committed, Options, Seq};
 
 /// Where an append's places, or why it was refused, are waited for.
-type Reply = oneshot::Sender<Result<Range<Seq>, String>>;
+type Reply = oneshot::Sender<Answer>;
+type Answer = Result<Range<Seq>, String>;
 
 /// What the writer is asked.
 pub(super) enum Job {
@@ -52,13 +53,27 @@ pub(super) fn run(
         refusing: None,
     };
     writer.ballast.fill(options.max_size);
+    let mut looked_at = Instant::now();
     loop {
         let close = runtime.block_on(writer.gather(&mut jobs));
-        writer.commit();
+        let answers = writer.commit();
+        // What costs queries is looked up now and then; what changed with the commit is shown at once.
+        let bytes = (looked_at.elapsed() > STATS_INTERVAL || close.is_some())
+            .then(|| writer.store.bytes().ok())
+            .flatten();
+        if bytes.is_some() {
+            looked_at = Instant::now();
+        }
         let mut shown = stats.lock().unwrap_or_else(PoisonError::into_inner);
-        *shown = Stats { refusing: writer.refusing.clone(), ..writer.store.stats() };
+        writer.store.show(&mut shown, bytes);
+        shown.refusing.clone_from(&writer.refusing);
         drop(shown);
         committed.send_replace(writer.store.committed());
+        // Last: who is answered sees the state that the answer speaks of.
+        for (reply, answer) in answers {
+            // Nobody listening is fine: a caller may have given up waiting.
+            let _ = reply.send(answer);
+        }
         if let Some(reply) = close {
             if let Err(error) = writer.store.checkpoint() {
                 warn!("the spool's log stays behind: {error}");
@@ -134,9 +149,9 @@ impl Writer {
     }
 
     /// Writes what waits; on a full or damaged disk does what the policy says and tries again, else refuses.
-    fn commit(&mut self) {
+    fn commit(&mut self) -> Vec<(Reply, Answer)> {
         if self.pending.is_empty() && self.cursors.is_empty() {
-            return;
+            return Vec::new();
         }
         let mut result = self.write();
         for _ in 0..MAX_RESCUES {
@@ -160,9 +175,9 @@ impl Writer {
                 if self.refusing.take().is_some() {
                     info!("the spool writes again");
                 }
-                self.answer(first);
                 self.cursors.clear();
                 self.ballast.fill(self.options.max_size);
+                self.places(first)
             }
             Err(error) => self.refuse(&error),
         }
@@ -196,30 +211,33 @@ impl Writer {
         written.map(|()| first)
     }
 
-    fn answer(&mut self, mut first: Seq) {
-        for (entries, reply) in self.pending.drain(..) {
+    /// Everybody's places, from `first` on.
+    fn places(&mut self, mut first: Seq) -> Vec<(Reply, Answer)> {
+        let pending = std::mem::take(&mut self.pending).into_iter();
+        let places = pending.map(|(entries, reply)| {
             let behind = Seq(first.0 + entries.len() as u64);
-            // Nobody listening is fine: a caller may have given up waiting, its entries are safe all the same.
-            let _ = reply.send(Ok(first..behind));
-            first = behind;
-        }
+            (reply, Ok(std::mem::replace(&mut first, behind)..behind))
+        });
+        places.collect()
     }
 
-    fn refuse(&mut self, error: &StoreError) {
+    fn refuse(&mut self, error: &StoreError) -> Vec<(Reply, Answer)> {
         let text = error.to_string();
         if self.refusing.as_ref() != Some(&text) {
             error!("the spool cannot write, entries are lost until it can: {text}");
         }
         let reason = if error.is_full() { GapReason::DiskFull } else { GapReason::Damage };
-        for (entries, reply) in std::mem::take(&mut self.pending) {
-            self.note_loss(reason, entries.len() as u64);
-            let _ = reply.send(Err(text.clone()));
-        }
-        self.refusing = Some(text);
+        let pending = std::mem::take(&mut self.pending);
+        let count = pending.iter().map(|(entries, _)| entries.len() as u64).sum();
+        self.note_loss(reason, count);
+        self.refusing = Some(text.clone());
+        pending.into_iter().map(|(_, reply)| (reply, Err(text.clone()))).collect()
     }
 
     fn note_loss(&mut self, reason: GapReason, count: u64) {
-        self.lost.entry(reason.as_str()).or_insert((reason, 0)).1 += count;
+        if count > 0 {
+            self.lost.entry(reason.as_str()).or_insert((reason, 0)).1 += count;
+        }
     }
 
     /// Frees the ballast, then the oldest partition, then the log's own room.
@@ -264,5 +282,7 @@ impl Writer {
 const MAX_BATCH: usize = 8192;
 /// A cursor alone is worth a commit only now and then; it rides with the next entries otherwise.
 const CURSOR_INTERVAL: Duration = Duration::from_secs(2);
+/// How old the shown size may be.
+const STATS_INTERVAL: Duration = Duration::from_millis(100);
 /// Tries per commit to free room or to begin anew.
 const MAX_RESCUES: usize = 3;

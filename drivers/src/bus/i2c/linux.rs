@@ -39,6 +39,7 @@ impl LinuxI2c {
     }
 
     fn read_write(&self, address: u8, operations: &mut [Operation<'_>]) -> Result<(), I2cFault> {
+        self.claim(address)?;
         let mut messages = [Message::EMPTY; 2];
         for (message, operation) in messages.iter_mut().zip(operations.iter_mut()) {
             let (flags, bytes, length) = match operation {
@@ -57,10 +58,14 @@ impl LinuxI2c {
         ioctl(&self.file, I2C_RDWR, (&raw mut all).cast()).map_err(fault)
     }
 
+    /// `I2C_RDWR` itself does not look whether a kernel driver holds the address; this call does (`EBUSY`).
+    fn claim(&self, address: u8) -> Result<(), I2cFault> {
+        ioctl(&self.file, I2C_SLAVE, std::ptr::without_provenance_mut(usize::from(address))).map_err(fault)
+    }
+
     /// `[W1]`, `[W1..33]`, `[R1]` and `[W1, R..32]` are what `SMBus` can say; chips use little else.
     fn smbus(&self, address: u8, operations: &mut [Operation<'_>]) -> Result<(), I2cFault> {
-        ioctl(&self.file, I2C_SLAVE, std::ptr::without_provenance_mut(usize::from(address)))
-            .map_err(fault)?;
+        self.claim(address)?;
         let mut data = SmbusData { block: [0; 34] };
         match operations {
             [Operation::Write([command])] => self.smbus_call(SMBUS_WRITE, *command, SMBUS_BYTE, None),
