@@ -108,7 +108,9 @@ pub async fn status(gateway: &Gateway) -> Json {
             "clients": broker.connections, "sessions": broker.clients.len(), "subscriptions": broker.subscriptions,
             "retained": broker.retained, "messages_in": broker.counters.received, "messages_out": broker.counters.sent,
             "dropped": broker.counters.dropped_slow + broker.counters.dropped_offline
-                + broker.counters.dropped_queue_full + broker.dropped_publishes + broker.dropped_ingress,
+                + broker.counters.dropped_queue_full + broker.dropped_publishes
+                + broker.dropped_deliveries
+                + broker.dropped_ingress,
             "protocol_errors": broker.counters.protocol_errors,
         })),
         "coap": { "requests": coap.requests, "observers": coap.observers },
