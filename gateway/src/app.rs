@@ -1,4 +1,7 @@
-//! The wiring: what is started in which order, what flows from where to where, and how it ends.
+//! The wiring: what is started in which order, what is connected to what, and how it ends.
+
+mod flows;
+mod reload;
 
 use std::net::SocketAddr;
 use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
@@ -8,27 +11,24 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, anyhow, bail};
-use futures_util::StreamExt as _;
-use futures_util::stream::FuturesUnordered;
-use log::{error, info, warn};
-use mqtt::{Filter, Origin};
+use log::info;
+use mqtt::Filter;
 use tokio::net::{TcpListener, UnixListener};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{broadcast, mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
 use crate::clock::{Clock, Stamp};
-use crate::command::{Command, Desk};
+use crate::command::Desk;
 use crate::config::Config;
 use crate::intake::Intake;
-use crate::listener::broker::{self, BrokerConfig, BrokerHandle, Delivered, Ingress};
+use crate::listener::broker::{self, BrokerConfig, BrokerHandle};
 use crate::listener::coap::{self, CoapConfig, CoapHandle};
 use crate::listener::{bind, web};
 use crate::live::{self, Live};
-use crate::payload::{Format, ROOT};
-use crate::reading::{ChannelId, Reading};
-use crate::sampler::{self, DeviceConfig, Sampler};
-use crate::spool::{self, Damage, Entry, Spool};
+use crate::reading::Reading;
+use crate::sampler::{DeviceConfig, Sampler};
+use crate::spool::{self, Damage, Spool};
 use crate::supervise::Supervisor;
 use crate::uplink;
 use crate::users::Users;
@@ -214,11 +214,12 @@ pub async fn run(start: Start, config: Config) -> Result<()> {
     });
 
     supervisor.spawn("intake", intake_task);
-    supervisor.spawn("readings", take_readings(gateway.clone(), events, stop.clone()));
-    supervisor.spawn("ingress", take_ingress(gateway.clone(), ingress, stop.clone()));
-    supervisor.spawn("MQTT commands", take_mqtt_commands(gateway.clone(), stop.clone()).await);
-    supervisor.spawn("CoAP commands", take_coap_commands(gateway.clone(), coap_commands, stop.clone()));
-    supervisor.spawn("Home Assistant", greet_home_assistant(gateway.clone(), stop.clone()));
+    supervisor.spawn("readings", flows::take_readings(gateway.clone(), events, stop.clone()));
+    supervisor.spawn("ingress", flows::take_ingress(gateway.clone(), ingress, stop.clone()));
+    supervisor.spawn("MQTT commands", flows::take_mqtt_commands(gateway.clone(), stop.clone()).await);
+    supervisor
+        .spawn("CoAP commands", flows::take_coap_commands(gateway.clone(), coap_commands, stop.clone()));
+    supervisor.spawn("Home Assistant", flows::greet_home_assistant(gateway.clone(), stop.clone()));
     for listener in http_listeners {
         let listener = TcpListener::from_std(listener)?;
         supervisor.spawn("http", web::serve_tcp(listener, gateway.clone(), stop.clone()));
@@ -280,10 +281,10 @@ async fn serve(
             name = supervisor.first_to_end() => bail!("{name} ended unasked"),
             _ = hangup.recv() => {
                 // The mistakes are logged; the old configuration stays.
-                let _ = reload(gateway, start, sampler, supervisor).await;
+                let _ = reload::reload(gateway, start, sampler, supervisor).await;
             }
             Some(reply) = reloads.recv() => {
-                let _ = reply.send(reload(gateway, start, sampler, supervisor).await);
+                let _ = reply.send(reload::reload(gateway, start, sampler, supervisor).await);
             }
             _ = beat.tick() => {
                 // The broker's own thread has to answer before the watchdog is told that we are alive.
@@ -291,245 +292,6 @@ async fn serve(
                     notify::alive();
                 }
                 notify::status(&summary(gateway));
-            }
-        }
-    }
-}
-
-/// Reads the configuration again and changes what is different, nothing else.
-async fn reload(
-    gateway: &Arc<Gateway>,
-    start: &Start,
-    sampler: &mut Sampler,
-    supervisor: &mut Supervisor,
-) -> Result<String, String> {
-    notify::reloading();
-    let result = try_reload(gateway, start, sampler, supervisor).await;
-    match &result {
-        Ok(changes) => info!("configuration read again: {changes}"),
-        Err(mistakes) => {
-            error!("the configuration was not taken over, the old one stays in force");
-            for line in mistakes.lines() {
-                error!("{line}");
-            }
-        }
-    }
-    notify::ready();
-    result
-}
-
-async fn try_reload(
-    gateway: &Arc<Gateway>,
-    start: &Start,
-    sampler: &mut Sampler,
-    supervisor: &mut Supervisor,
-) -> Result<String, String> {
-    let new = crate::load_config(start.config.as_deref()).map_err(|rejected| rejected.render(false))?;
-    let old = gateway.config();
-    gateway.users.load(&new.users)?;
-    let mut changes = Vec::new();
-    if new.users != old.users {
-        changes.push("users".to_owned());
-    }
-    if new.mqtt.forward != old.mqtt.forward {
-        gateway.broker.set_forwarded(filters(&new.mqtt.forward)).await;
-        changes.push("forwarded topics".into());
-    }
-    if new.home_assistant != old.home_assistant {
-        gateway.live.set_discovery(new.home_assistant.discovery.then(|| new.home_assistant.prefix.clone()));
-        changes.push("Home Assistant".into());
-    }
-    for gone in old.devices.iter().filter(|device| !new.devices.contains(device)) {
-        if !new.devices.iter().any(|device| device.name == gone.name) {
-            changes.push(format!("device {} removed", gone.name));
-        }
-        gateway.live.remove_device(&gone.name);
-    }
-    for added in new.devices.iter().filter(|device| !old.devices.contains(device)) {
-        gateway.live.add_device(shown(added));
-        changes.push(format!("device {}", added.name));
-    }
-    sampler.apply(new.devices.clone());
-    let stopped: Vec<uplink::Handle> =
-        gateway.uplinks().into_iter().filter(|handle| !new.uplinks.contains(&handle.config)).collect();
-    for handle in &stopped {
-        handle.stop();
-        changes.push(format!("uplink {} stopped", handle.config.name));
-    }
-    gateway
-        .uplinks
-        .lock()
-        .unwrap_or_else(PoisonError::into_inner)
-        .retain(|handle| new.uplinks.contains(&handle.config));
-    // Before an uplink of the same name reads its cursor, the old one has stored it.
-    for handle in &stopped {
-        handle.ended().await;
-    }
-    if new.spool != old.spool || new.uplinks != old.uplinks {
-        gateway.spool.reconfigure(spool_options(&new)).await.map_err(|error| error.to_string())?;
-    }
-    if new.spool != old.spool {
-        changes.push("spool".into());
-    }
-    let running = gateway.uplinks();
-    for added in new.uplinks.iter().filter(|uplink| !running.iter().any(|handle| handle.config == **uplink)) {
-        start_uplink(gateway, added.clone(), supervisor);
-        changes.push(format!("uplink {}", added.name));
-    }
-    let mut kept = new.clone();
-    let needs_restart = new.gateway != old.gateway
-        || new.mqtt.listen != old.mqtt.listen
-        || new.mqtt.max_connections != old.mqtt.max_connections
-        || new.http.listen != old.http.listen
-        || new.coap != old.coap;
-    if needs_restart {
-        warn!("the gateway's name, addresses and connection limits change with the next start only");
-        changes.push("name or addresses (with the next start)".into());
-        kept.gateway = old.gateway.clone();
-        kept.mqtt.listen.clone_from(&old.mqtt.listen);
-        kept.mqtt.max_connections = old.mqtt.max_connections;
-        kept.http.listen.clone_from(&old.http.listen);
-        kept.coap = old.coap.clone();
-    }
-    *gateway.config.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(kept);
-    Ok(if changes.is_empty() { "nothing changed".into() } else { changes.join(", ") })
-}
-
-/// Readings and states from the sampler: shown live at once, then handed to the spool.
-async fn take_readings(
-    gateway: Arc<Gateway>,
-    mut events: mpsc::Receiver<sampler::Event>,
-    stop: CancellationToken,
-) {
-    while let Some(event) = events.recv().await {
-        match event {
-            sampler::Event::Online { device, channels } => gateway.live.set_channels(&device, &channels),
-            sampler::Event::State { device, state, detail } => {
-                gateway.live.set_state(&device, state.as_str(), detail.unwrap_or_default());
-            }
-            sampler::Event::Readings(readings) => {
-                for reading in readings {
-                    let reading = live::rounded(reading);
-                    gateway.live.set_reading(&reading);
-                    // Nobody tails: that is fine.
-                    let _ = gateway.readings.send(reading.clone());
-                    gateway.intake.offer(Entry::Reading(reading));
-                }
-            }
-        }
-    }
-    // The sampler has stopped; this task ends with the others.
-    stop.cancelled().await;
-}
-
-/// Clients' messages on forwarded topics: acknowledged once the spool has them.
-async fn take_ingress(gateway: Arc<Gateway>, mut ingress: mpsc::Receiver<Ingress>, stop: CancellationToken) {
-    let mut waiting = FuturesUnordered::new();
-    loop {
-        tokio::select! {
-            () = stop.cancelled() => return,
-            Some(()) = waiting.next() => {}
-            // Cancel-safe: a message is taken or it is not.
-            taken = ingress.recv() => {
-                let Some(Ingress { message, receipt, .. }) = taken else { return };
-                let entry = Entry::Message {
-                    topic: message.topic.as_str().into(),
-                    payload: message.payload.clone(),
-                    stamp: gateway.clock.stamp(),
-                };
-                if message.qos == mqtt::Qos::AtMostOnce {
-                    // Nobody waits: it shares a commit like a reading.
-                    gateway.intake.offer(entry);
-                    receipt.stored();
-                    continue;
-                }
-                let (done, stored) = oneshot::channel();
-                gateway.intake.store(entry, done).await;
-                waiting.push(async move {
-                    match stored.await {
-                        Ok(Ok(())) => receipt.stored(),
-                        _ => receipt.refused(mqtt::ReasonCode::QUOTA_EXCEEDED),
-                    }
-                });
-            }
-        }
-    }
-}
-
-/// Commands by MQTT: `tidegate/<gateway>/<device>/<channel>/set`, the value as text or as `{"value": …, "id": …}`.
-async fn take_mqtt_commands(
-    gateway: Arc<Gateway>,
-    stop: CancellationToken,
-) -> impl Future<Output = ()> + Send + 'static {
-    let prefix = format!("{ROOT}/{}/", gateway.live.gateway());
-    // The subscription stands before anything is announced.
-    let mut messages = match Filter::new(format!("{prefix}+/+/set")) {
-        Ok(filter) => Some(gateway.broker.subscribe(filter).await),
-        Err(_) => None,
-    };
-    async move {
-        let mut under_way = FuturesUnordered::new();
-        loop {
-            tokio::select! {
-                () = stop.cancelled() => return,
-                Some(_) = under_way.next() => {}
-                Some(Delivered { message, origin }) = next_of(&mut messages), if under_way.len() < COMMANDS => {
-                    // A retained command would be carried out again at every start.
-                    if message.retain {
-                        warn!("a retained command on {} is not carried out", message.topic.as_str());
-                        continue;
-                    }
-                    let path = message.topic.as_str().strip_prefix(&prefix).and_then(|path| path.strip_suffix("/set"));
-                    let Some(channel) = path.and_then(ChannelId::parse) else { continue };
-                    let (value, id) = value_and_id(&message.payload);
-                    let source = match origin {
-                        Origin::Client(client) => format!("mqtt {}", client.escape_debug()),
-                        Origin::Gateway => "mqtt".into(),
-                    };
-                    let command = Command { channel, format: Format::Text, value, source, id };
-                    let desk = gateway.desk.clone();
-                    under_way.push(async move { desk.carry_out(command).await });
-                }
-            }
-        }
-    }
-}
-
-/// Commands by CoAP.
-async fn take_coap_commands(
-    gateway: Arc<Gateway>,
-    mut requests: mpsc::Receiver<coap::CommandRequest>,
-    stop: CancellationToken,
-) {
-    let mut under_way = FuturesUnordered::new();
-    loop {
-        tokio::select! {
-            () = stop.cancelled() => return,
-            Some(()) = under_way.next() => {}
-            Some(request) = requests.recv(), if under_way.len() < COMMANDS => {
-                let desk = gateway.desk.clone();
-                under_way.push(async move {
-                    let coap::CommandRequest { channel, format, value, source, reply } = request;
-                    let command = Command { channel, format, value, source, id: None };
-                    let _ = reply.send(desk.carry_out(command).await.result);
-                });
-            }
-        }
-    }
-}
-
-/// Home Assistant says `online` when it has started: it then wants to hear of everything again.
-async fn greet_home_assistant(gateway: Arc<Gateway>, stop: CancellationToken) {
-    let topic = format!("{}/status", gateway.config().home_assistant.prefix);
-    let Ok(filter) = Filter::new(topic) else { return stop.cancelled().await };
-    let mut births = gateway.broker.subscribe(filter).await;
-    loop {
-        tokio::select! {
-            () = stop.cancelled() => return,
-            Some(birth) = births.recv() => {
-                if &birth.message.payload[..] == b"online" {
-                    gateway.live.announce_all();
-                }
             }
         }
     }
@@ -545,27 +307,6 @@ fn start_uplink(gateway: &Arc<Gateway>, config: uplink::UplinkConfig, supervisor
         // One that a reload stopped is no failure: its task ends with the others.
         stop.cancelled().await;
     });
-}
-
-async fn next_of(messages: &mut Option<mpsc::Receiver<Delivered>>) -> Option<Delivered> {
-    match messages {
-        Some(messages) => messages.recv().await,
-        None => None,
-    }
-}
-
-/// A command's payload: the value itself, or an object with value and id.
-fn value_and_id(payload: &[u8]) -> (Vec<u8>, Option<String>) {
-    let text = |value: &serde_json::Value| match value {
-        serde_json::Value::String(text) => text.clone(),
-        other => other.to_string(),
-    };
-    match serde_json::from_slice::<serde_json::Value>(payload) {
-        Ok(serde_json::Value::Object(object)) if object.contains_key("value") => {
-            (text(&object["value"]).into_bytes(), object.get("id").map(text))
-        }
-        _ => (payload.to_vec(), None),
-    }
 }
 
 fn shown(device: &DeviceConfig) -> live::Device {
@@ -660,16 +401,3 @@ const TAIL: usize = 1024;
 const STATUS_INTERVAL: Duration = Duration::from_secs(5);
 const STOP_TASKS: Duration = Duration::from_millis(1500);
 const STOP_LISTENERS: Duration = Duration::from_millis(800);
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_command_is_a_bare_value_or_an_object_with_an_id() {
-        assert_eq!(value_and_id(b"on"), (b"on".to_vec(), None));
-        assert_eq!(value_and_id(b"21.5"), (b"21.5".to_vec(), None));
-        assert_eq!(value_and_id(br#"{"value": true, "id": "a1"}"#), (b"true".to_vec(), Some("a1".into())));
-        assert_eq!(value_and_id(br#"{"id": 7, "value": "off"}"#), (b"off".to_vec(), Some("7".into())));
-    }
-}

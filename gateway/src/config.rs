@@ -4,7 +4,9 @@
 //! add up, of other keys the last file wins.
 
 pub mod document;
+mod items;
 pub mod quantity;
+mod sections;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -19,9 +21,10 @@ use toml::de::{DeTable, DeValue};
 
 use self::document::{Diagnostic, Sources, read, settings};
 use self::quantity::{SecretSource, Size};
+use self::sections::Section;
 use crate::reading::is_name;
-use crate::sampler::{ChannelOverride, DeviceConfig};
-use crate::uplink::{self, UplinkConfig};
+use crate::sampler::DeviceConfig;
+use crate::uplink::UplinkConfig;
 
 /// Everything that can be set.
 #[derive(Debug, Clone, PartialEq)]
@@ -282,8 +285,8 @@ fn assemble(root: &mut DeTable<'_>, diagnostics: &mut Vec<Diagnostic>) -> Config
         home_assistant: section(root, "home_assistant", diagnostics),
         spool: section(root, "spool", diagnostics),
         users: section(root, "users", diagnostics),
-        devices: devices(root, diagnostics),
-        uplinks: uplinks(root, diagnostics),
+        devices: items::devices(root, diagnostics),
+        uplinks: items::uplinks(root, diagnostics),
         files: Vec::new(),
     };
     if config.users.is_empty() {
@@ -332,261 +335,6 @@ fn section<T: Section>(root: &mut DeTable<'_>, name: &str, diagnostics: &mut Vec
         section.check(&place, diagnostics);
     }
     parsed.unwrap_or_default()
-}
-
-/// A table whose values are also looked at together.
-trait Section: Default + serde::de::DeserializeOwned {
-    fn check(&self, place: &dyn Fn(&str) -> Range<usize>, diagnostics: &mut Vec<Diagnostic>);
-}
-
-impl Section for Gateway {
-    fn check(&self, place: &dyn Fn(&str) -> Range<usize>, diagnostics: &mut Vec<Diagnostic>) {
-        if !is_name(&self.name) {
-            diagnostics.push(Diagnostic::at(place("name"), bad_name(&self.name)));
-        }
-    }
-}
-
-impl Section for Mqtt {
-    fn check(&self, place: &dyn Fn(&str) -> Range<usize>, diagnostics: &mut Vec<Diagnostic>) {
-        for filter in &self.forward {
-            if let Err(error) = mqtt::Filter::new(filter) {
-                diagnostics.push(Diagnostic::at(
-                    place("forward"),
-                    format!("`{filter}` is not a topic filter: {error}"),
-                ));
-            }
-        }
-        if !(1..=65_536).contains(&self.max_connections) {
-            diagnostics
-                .push(Diagnostic::at(place("max_connections"), "max_connections out of range: 1 to 65536"));
-        }
-    }
-}
-
-impl Section for Coap {
-    fn check(&self, place: &dyn Fn(&str) -> Range<usize>, diagnostics: &mut Vec<Diagnostic>) {
-        if let Some(address) = self.listen.iter().find(|address| !is_loopback(address) && !self.public) {
-            diagnostics.push(
-                Diagnostic::at(place("listen"), format!("{address} is reachable from the network, and plain CoAP has no credentials"))
-                    .help("to let everyone there read (nobody can command), add the two lines\n[coap]\npublic = true"),
-            );
-        }
-    }
-}
-
-impl Section for Http {
-    fn check(&self, _: &dyn Fn(&str) -> Range<usize>, _: &mut Vec<Diagnostic>) {}
-}
-
-impl Section for HomeAssistant {
-    fn check(&self, place: &dyn Fn(&str) -> Range<usize>, diagnostics: &mut Vec<Diagnostic>) {
-        if let Err(error) = mqtt::Topic::new(&self.prefix) {
-            diagnostics
-                .push(Diagnostic::at(place("prefix"), format!("`{}` is not a topic: {error}", self.prefix)));
-        }
-    }
-}
-
-impl Section for Spool {
-    fn check(&self, place: &dyn Fn(&str) -> Range<usize>, diagnostics: &mut Vec<Diagnostic>) {
-        if self.max_size.0 < MIN_SPOOL {
-            diagnostics.push(Diagnostic::at(place("max_size"), "max_size out of range: at least 1MB"));
-        }
-        if !(Duration::from_millis(1)..=Duration::from_secs(60)).contains(&self.commit_interval.0) {
-            diagnostics
-                .push(Diagnostic::at(place("commit_interval"), "commit_interval out of range: 1ms to 60s"));
-        }
-    }
-}
-
-impl Section for BTreeMap<String, SecretSource> {
-    fn check(&self, place: &dyn Fn(&str) -> Range<usize>, diagnostics: &mut Vec<Diagnostic>) {
-        for (name, secret) in self {
-            if !is_name(name) {
-                diagnostics.push(Diagnostic::at(place(name), bad_name(name)));
-            }
-            if let Err(error) = secret.read() {
-                diagnostics.push(Diagnostic::at(place(name), error));
-            }
-        }
-    }
-}
-
-fn devices(root: &mut DeTable<'_>, diagnostics: &mut Vec<Diagnostic>) -> Vec<DeviceConfig> {
-    #[derive(Deserialize)]
-    #[serde(deny_unknown_fields)]
-    struct Common {
-        title: Option<String>,
-        interval: Option<Period>,
-        #[serde(default)]
-        channels: BTreeMap<String, ChannelOverride>,
-    }
-    let mut devices: Vec<DeviceConfig> = Vec::new();
-    let mut names = BTreeMap::new();
-    let mut places: BTreeMap<String, (Range<usize>, String)> = BTreeMap::new();
-    for item in array(root, "device", diagnostics) {
-        let Some(Item { name, name_span, type_name, type_span, mut table }) = item else { continue };
-        first_use(&mut names, &name, &name_span, "device", diagnostics);
-        let mut common = DeTable::new();
-        for key in ["title", "interval", "channels"] {
-            if let Some((key, value)) = table.get_mut().remove_entry(key) {
-                common.insert(key, value);
-            }
-        }
-        let interval_span = common.get("interval").map(Spanned::span);
-        let common: Option<Common> = read(Spanned::new(table.span(), common), diagnostics, settings);
-        let Some(device_type) = drivers::device::find(&type_name) else {
-            let known: Vec<&str> = drivers::device::registry().iter().map(|known| known.name).collect();
-            let message = format!("no device type `{type_name}`, expected one of {}", known.join(", "));
-            diagnostics.push(Diagnostic::at(type_span, message));
-            continue;
-        };
-        let whole = table.span();
-        let setup = read(table, diagnostics, |table| {
-            (device_type.parse)(table).map_err(|error| Diagnostic {
-                message: error.message,
-                span: error.span,
-                also: None,
-                help: None,
-            })
-        });
-        let (Some(common), Some(setup)) = (common, setup) else { continue };
-        let interval = common.interval.map_or_else(|| setup.default_interval(), |interval| interval.0);
-        if !(Duration::from_millis(1)..=Duration::from_secs(24 * 3600)).contains(&interval) {
-            let span = interval_span.unwrap_or_else(|| whole.clone());
-            diagnostics.push(Diagnostic::at(span, "interval out of range: 1ms to 1d"));
-        }
-        let known: Vec<String> = setup.channels().iter().map(|channel| channel.name.to_string()).collect();
-        for channel in common.channels.keys().filter(|channel| !known.is_empty() && !known.contains(channel))
-        {
-            let message = format!("{name} has no channel `{channel}`, it has {}", known.join(", "));
-            diagnostics.push(Diagnostic::at(whole.clone(), message));
-        }
-        if let Some(path) = setup.missing().filter(|_| !is_pluggable(&*setup)) {
-            diagnostics.push(
-                Diagnostic::at(whole.clone(), format!("{name}: {path} is not there"))
-                    .help("run `tidegate scan` to see what is connected, or try it out on \"sim\""),
-            );
-        }
-        if let Some(place) = setup.occupies() {
-            if let Some((first, other)) = places.get(&place) {
-                let message = format!("{place} is used by two devices");
-                diagnostics.push(
-                    Diagnostic::at(whole.clone(), message)
-                        .also(first.clone(), format!("first used by {other}")),
-                );
-            } else {
-                places.insert(place, (whole.clone(), name.clone()));
-            }
-        }
-        devices.push(DeviceConfig {
-            name,
-            type_name: device_type.name,
-            title: common.title,
-            interval,
-            setup,
-            channels: common.channels,
-        });
-    }
-    devices
-}
-
-fn uplinks(root: &mut DeTable<'_>, diagnostics: &mut Vec<Diagnostic>) -> Vec<UplinkConfig> {
-    let mut uplinks = Vec::new();
-    let mut names = BTreeMap::new();
-    for item in array(root, "uplink", diagnostics) {
-        let Some(Item { name, name_span, type_name, type_span, table }) = item else { continue };
-        first_use(&mut names, &name, &name_span, "uplink", diagnostics);
-        let Some(uplink_type) = uplink::find(&type_name) else {
-            let known: Vec<&str> = uplink::registry().iter().map(|known| known.name).collect();
-            let message = format!("no uplink type `{type_name}`, expected one of {}", known.join(", "));
-            diagnostics.push(Diagnostic::at(type_span, message));
-            continue;
-        };
-        let whole = table.span();
-        let Some(setup) = read(table, diagnostics, uplink_type.parse) else { continue };
-        for problem in setup.problems() {
-            diagnostics.push(Diagnostic::at(whole.clone(), format!("{name}: {problem}")));
-        }
-        uplinks.push(UplinkConfig { name, setup });
-    }
-    uplinks
-}
-
-/// One `[[device]]` or `[[uplink]]`, its name and type taken out.
-struct Item<'i> {
-    name: String,
-    name_span: Range<usize>,
-    type_name: String,
-    type_span: Range<usize>,
-    table: Spanned<DeTable<'i>>,
-}
-
-fn array<'i>(root: &mut DeTable<'i>, key: &str, diagnostics: &mut Vec<Diagnostic>) -> Vec<Option<Item<'i>>> {
-    let Some(value) = root.remove(key) else { return Vec::new() };
-    let span = value.span();
-    let DeValue::Array(items) = value.into_inner() else {
-        diagnostics.push(Diagnostic::at(span, format!("`{key}` is an array of tables: write [[{key}]]")));
-        return Vec::new();
-    };
-    items
-        .into_iter()
-        .map(|item| {
-            let span = item.span();
-            let DeValue::Table(mut table) = item.into_inner() else {
-                diagnostics.push(Diagnostic::at(span, format!("write [[{key}]]")));
-                return None;
-            };
-            let mut text = |field: &str| match table.remove(field) {
-                Some(value) => match value.get_ref() {
-                    DeValue::String(text) => Some((text.to_string(), value.span())),
-                    other => {
-                        let found = other.type_str();
-                        diagnostics.push(Diagnostic::at(
-                            value.span(),
-                            format!("{field} is a string, found {found}"),
-                        ));
-                        None
-                    }
-                },
-                None => {
-                    diagnostics.push(Diagnostic::at(span.clone(), format!("a {key} needs a {field}")));
-                    None
-                }
-            };
-            let (name, type_name) = (text("name"), text("type"));
-            if let Some((name, span)) = name.as_ref().filter(|(name, _)| !is_name(name)) {
-                diagnostics.push(Diagnostic::at(span.clone(), bad_name(name)));
-                return None;
-            }
-            let ((name, name_span), (type_name, type_span)) = name.zip(type_name)?;
-            Some(Item { name, name_span, type_name, type_span, table: Spanned::new(span, table) })
-        })
-        .collect()
-}
-
-fn first_use(
-    names: &mut BTreeMap<String, Range<usize>>,
-    name: &str,
-    span: &Range<usize>,
-    what: &str,
-    diagnostics: &mut Vec<Diagnostic>,
-) {
-    match names.get(name) {
-        None => {
-            names.insert(name.to_owned(), span.clone());
-        }
-        Some(first) => diagnostics.push(
-            Diagnostic::at(span.clone(), format!("two {what}s are named `{name}`"))
-                .also(first.clone(), "first used here"),
-        ),
-    }
-}
-
-/// A USB adapter may be plugged in later; a bus or a line of the board itself cannot.
-fn is_pluggable(setup: &dyn drivers::Setup) -> bool {
-    setup.bus().to_string().starts_with("serial/")
 }
 
 fn bad_name(name: &str) -> String {
@@ -665,7 +413,6 @@ line = "GPIO27"
 
 const MAX_FILES: usize = 256;
 const MAX_FILE: u64 = 1 << 20;
-const MIN_SPOOL: u64 = 1_000_000;
 
 #[cfg(test)]
 mod tests {

@@ -30,7 +30,7 @@ impl Control {
             match UnixStream::connect(path).await {
                 Ok(stream) => return Self::over(stream).await,
                 Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => {
-                    denied = Some(path.clone())
+                    denied = Some(path.clone());
                 }
                 Err(_) => {}
             }

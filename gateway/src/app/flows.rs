@@ -1,0 +1,198 @@
+//! What flows through the gateway: readings to everybody who shows or keeps them, clients' messages to the spool,
+//! commands to the desk. One task each.
+
+use std::sync::Arc;
+
+use futures_util::StreamExt as _;
+use futures_util::stream::FuturesUnordered;
+use log::warn;
+use mqtt::{Filter, Origin};
+use tokio::sync::{mpsc, oneshot};
+use tokio_util::sync::CancellationToken;
+
+use super::{COMMANDS, Gateway};
+use crate::command::Command;
+use crate::listener::broker::{Delivered, Ingress};
+use crate::listener::coap;
+use crate::payload::{Format, ROOT};
+use crate::reading::ChannelId;
+use crate::spool::Entry;
+use crate::{live, sampler};
+
+/// Readings and states from the sampler: shown live at once, then handed to the spool.
+pub(super) async fn take_readings(
+    gateway: Arc<Gateway>,
+    mut events: mpsc::Receiver<sampler::Event>,
+    stop: CancellationToken,
+) {
+    while let Some(event) = events.recv().await {
+        match event {
+            sampler::Event::Online { device, channels } => gateway.live.set_channels(&device, &channels),
+            sampler::Event::State { device, state, detail } => {
+                gateway.live.set_state(&device, state.as_str(), detail.unwrap_or_default());
+            }
+            sampler::Event::Readings(readings) => {
+                for reading in readings {
+                    let reading = live::rounded(reading);
+                    gateway.live.set_reading(&reading);
+                    // Nobody tails: that is fine.
+                    let _ = gateway.readings.send(reading.clone());
+                    gateway.intake.offer(Entry::Reading(reading));
+                }
+            }
+        }
+    }
+    // The sampler has stopped; this task ends with the others.
+    stop.cancelled().await;
+}
+
+/// Clients' messages on forwarded topics: acknowledged once the spool has them.
+pub(super) async fn take_ingress(
+    gateway: Arc<Gateway>,
+    mut ingress: mpsc::Receiver<Ingress>,
+    stop: CancellationToken,
+) {
+    let mut waiting = FuturesUnordered::new();
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            Some(()) = waiting.next() => {}
+            // Cancel-safe: a message is taken or it is not.
+            taken = ingress.recv() => {
+                let Some(Ingress { message, receipt, .. }) = taken else { return };
+                let entry = Entry::Message {
+                    topic: message.topic.as_str().into(),
+                    payload: message.payload.clone(),
+                    stamp: gateway.clock.stamp(),
+                };
+                if message.qos == mqtt::Qos::AtMostOnce {
+                    // Nobody waits: it shares a commit like a reading.
+                    gateway.intake.offer(entry);
+                    receipt.stored();
+                    continue;
+                }
+                let (done, stored) = oneshot::channel();
+                gateway.intake.store(entry, done).await;
+                waiting.push(async move {
+                    match stored.await {
+                        Ok(Ok(())) => receipt.stored(),
+                        _ => receipt.refused(mqtt::ReasonCode::QUOTA_EXCEEDED),
+                    }
+                });
+            }
+        }
+    }
+}
+
+/// Commands by MQTT: `tidegate/<gateway>/<device>/<channel>/set`, the value as text or as `{"value": …, "id": …}`.
+pub(super) async fn take_mqtt_commands(
+    gateway: Arc<Gateway>,
+    stop: CancellationToken,
+) -> impl Future<Output = ()> + Send + 'static {
+    let prefix = format!("{ROOT}/{}/", gateway.live.gateway());
+    // The subscription stands before anything is announced.
+    let mut messages = match Filter::new(format!("{prefix}+/+/set")) {
+        Ok(filter) => Some(gateway.broker.subscribe(filter).await),
+        Err(_) => None,
+    };
+    async move {
+        let mut under_way = FuturesUnordered::new();
+        loop {
+            tokio::select! {
+                () = stop.cancelled() => return,
+                Some(_) = under_way.next() => {}
+                Some(Delivered { message, origin }) = next_of(&mut messages), if under_way.len() < COMMANDS => {
+                    // A retained command would be carried out again at every start.
+                    if message.retain {
+                        warn!("a retained command on {} is not carried out", message.topic.as_str());
+                        continue;
+                    }
+                    let path = message.topic.as_str().strip_prefix(&prefix).and_then(|path| path.strip_suffix("/set"));
+                    let Some(channel) = path.and_then(ChannelId::parse) else { continue };
+                    let (value, id) = value_and_id(&message.payload);
+                    let source = match origin {
+                        Origin::Client(client) => format!("mqtt {}", client.escape_debug()),
+                        Origin::Gateway => "mqtt".into(),
+                    };
+                    let command = Command { channel, format: Format::Text, value, source, id };
+                    let desk = gateway.desk.clone();
+                    under_way.push(async move { desk.carry_out(command).await });
+                }
+            }
+        }
+    }
+}
+
+/// Commands by CoAP.
+pub(super) async fn take_coap_commands(
+    gateway: Arc<Gateway>,
+    mut requests: mpsc::Receiver<coap::CommandRequest>,
+    stop: CancellationToken,
+) {
+    let mut under_way = FuturesUnordered::new();
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            Some(()) = under_way.next() => {}
+            Some(request) = requests.recv(), if under_way.len() < COMMANDS => {
+                let desk = gateway.desk.clone();
+                under_way.push(async move {
+                    let coap::CommandRequest { channel, format, value, source, reply } = request;
+                    let command = Command { channel, format, value, source, id: None };
+                    let _ = reply.send(desk.carry_out(command).await.result);
+                });
+            }
+        }
+    }
+}
+
+/// Home Assistant says `online` when it has started: it then wants to hear of everything again.
+pub(super) async fn greet_home_assistant(gateway: Arc<Gateway>, stop: CancellationToken) {
+    let topic = format!("{}/status", gateway.config().home_assistant.prefix);
+    let Ok(filter) = Filter::new(topic) else { return stop.cancelled().await };
+    let mut births = gateway.broker.subscribe(filter).await;
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            Some(birth) = births.recv() => {
+                if &birth.message.payload[..] == b"online" {
+                    gateway.live.announce_all();
+                }
+            }
+        }
+    }
+}
+
+async fn next_of(messages: &mut Option<mpsc::Receiver<Delivered>>) -> Option<Delivered> {
+    match messages {
+        Some(messages) => messages.recv().await,
+        None => None,
+    }
+}
+
+/// A command's payload: the value itself, or an object with value and id.
+fn value_and_id(payload: &[u8]) -> (Vec<u8>, Option<String>) {
+    let text = |value: &serde_json::Value| match value {
+        serde_json::Value::String(text) => text.clone(),
+        other => other.to_string(),
+    };
+    match serde_json::from_slice::<serde_json::Value>(payload) {
+        Ok(serde_json::Value::Object(object)) if object.contains_key("value") => {
+            (text(&object["value"]).into_bytes(), object.get("id").map(text))
+        }
+        _ => (payload.to_vec(), None),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_command_is_a_bare_value_or_an_object_with_an_id() {
+        assert_eq!(value_and_id(b"on"), (b"on".to_vec(), None));
+        assert_eq!(value_and_id(b"21.5"), (b"21.5".to_vec(), None));
+        assert_eq!(value_and_id(br#"{"value": true, "id": "a1"}"#), (b"true".to_vec(), Some("a1".into())));
+        assert_eq!(value_and_id(br#"{"id": 7, "value": "off"}"#), (b"off".to_vec(), Some("7".into())));
+    }
+}
