@@ -41,6 +41,7 @@ struct Counters {
     accepted: AtomicU64,
     cut: AtomicU64,
     forwarded: AtomicU64,
+    open: AtomicU64,
 }
 
 /// The way to the proxy's one thread: an order, and a byte that wakes it.
@@ -140,6 +141,11 @@ impl FaultProxy {
         self.counters.cut.load(Ordering::Relaxed)
     }
 
+    /// Connections open now, hanging ones included.
+    pub fn open(&self) -> u64 {
+        self.counters.open.load(Ordering::Relaxed)
+    }
+
     /// Bytes forwarded so far, both ways.
     pub fn forwarded(&self) -> u64 {
         self.counters.forwarded.load(Ordering::Relaxed)
@@ -196,6 +202,7 @@ struct Flow {
 impl Wire {
     fn run(mut self) {
         loop {
+            self.counters.open.store(self.links.len() as u64, Ordering::Relaxed);
             let is_slow = matches!(self.mode, Mode::Slow(_));
             self.poll(is_slow);
             let mut byte = [0; 16];

@@ -41,9 +41,10 @@ def on_message(client, userdata, message):
 
 session = mqtt.Properties(mqtt.PacketTypes.CONNECT)
 session.SessionExpiryInterval = 0xFFFFFFFF
+# What is in flight to this consumer comes again when the broker restarts: few, so that the sender's repeats stand out.
+session.ReceiveMaximum = 20
 client = mqtt.Client(mqtt.CallbackAPIVersion.VERSION2, "ledger", protocol=mqtt.MQTTv5, manual_ack=True)
 client.on_connect, client.on_subscribe, client.on_message = on_connect, on_subscribe, on_message
-client.max_inflight_messages_set(1000)
 client.reconnect_delay_set(0.05, 0.5)
 client.connect_async(host, port, keepalive=30, clean_start=False, properties=session)
 client.loop_forever(retry_first_connection=True)
