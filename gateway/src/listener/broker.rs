@@ -9,7 +9,8 @@
 //! [`BrokerHandle::attach`], so that no handshake ever delays an accept.
 
 mod connection;
-mod users;
+#[cfg(test)]
+mod tests;
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
@@ -33,7 +34,6 @@ use tokio::time::{sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 
 use connection::{Driver, Slots};
-pub use users::Users;
 
 /// What the broker is started with.
 pub struct BrokerConfig {
@@ -72,8 +72,6 @@ pub struct BrokerHandle {
 pub struct Ingress {
     /// The message.
     pub message: Arc<Message>,
-    /// Who published it.
-    pub origin: Origin,
     /// To be used once the message is safe on disk; until then its sender is not acknowledged.
     pub receipt: Receipt,
 }
@@ -121,11 +119,9 @@ pub trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
 
 enum Control {
-    Publish(Message),
     Subscribe { filter: Filter, messages: mpsc::Sender<Delivered> },
     Attach { stream: Box<dyn Stream>, peer: Peer },
     SetForwarded(Vec<Filter>),
-    SetAccess(Box<dyn Access + Send>),
     Status(oneshot::Sender<Status>),
 }
 
@@ -223,12 +219,6 @@ impl BrokerHandle {
         is_taken
     }
 
-    /// Publishes once there is room; `false` if the broker has stopped. Overtakes what [`Self::publish`] has put in
-    /// line before it.
-    pub async fn publish_surely(&self, message: Message) -> bool {
-        self.control.send(Control::Publish(message)).await.is_ok()
-    }
-
     /// Subscribes the gateway: what is retained comes first, then what is published. A reader that is
     /// [`DELIVERIES`] messages behind loses the newest, which is counted. Dropping the receiver ends the subscription.
     pub async fn subscribe(&self, filter: Filter) -> mpsc::Receiver<Delivered> {
@@ -246,11 +236,6 @@ impl BrokerHandle {
     /// Replaces the filters whose messages are stored before they are acknowledged.
     pub async fn set_forwarded(&self, filters: Vec<Filter>) {
         let _ = self.control.send(Control::SetForwarded(filters)).await;
-    }
-
-    /// Replaces the access rules. Clients that are connected stay; the rules hold for what they do next.
-    pub async fn set_access(&self, access: impl Access + Send + 'static) {
-        let _ = self.control.send(Control::SetAccess(Box::new(access))).await;
     }
 
     /// What the broker is doing; `None` if it has stopped.
@@ -307,14 +292,14 @@ impl Core {
             Event::Output(id) => self.slots.borrow().wake(id),
             Event::Close(id) => self.slots.borrow_mut().close(id),
             Event::Local { id, message, origin } => self.deliver(broker, id, Delivered { message, origin }),
-            Event::Ingress { token, message, origin } => {
+            Event::Ingress { token, message, .. } => {
                 if token.is_none() && self.ingress.capacity() <= self.reserved {
                     self.dropped_ingress.set(self.dropped_ingress.get() + 1);
                     return;
                 }
                 let receipt = Receipt { token, answers: self.answers.clone() };
                 // There is room, or nobody is there to take it: then the receipt says "not stored" as it is dropped.
-                let _ = self.ingress.try_send(Ingress { message, origin, receipt });
+                let _ = self.ingress.try_send(Ingress { message, receipt });
             }
             // Rules that answer later need someone who finds out; without one, nobody comes in.
             Event::Authenticate { connection, .. } => {
@@ -438,7 +423,6 @@ async fn take_answers(core: Rc<Core>, mut answered: mpsc::UnboundedReceiver<Answ
 async fn take_commands(core: Rc<Core>, mut commands: mpsc::Receiver<Control>, dropped: Arc<AtomicU64>) {
     while let Some(command) = commands.recv().await {
         match command {
-            Control::Publish(message) => core.drive(|broker, now| broker.publish(now, message)),
             Control::Subscribe { filter, messages } => core.drive(|broker, now| {
                 // Known before the first event of the subscription is obeyed.
                 let id = broker.subscribe_local(now, filter);
@@ -446,7 +430,6 @@ async fn take_commands(core: Rc<Core>, mut commands: mpsc::Receiver<Control>, dr
             }),
             Control::Attach { stream, peer } => core.open(stream, peer),
             Control::SetForwarded(filters) => core.drive(|broker, _| broker.set_forwarded(&filters)),
-            Control::SetAccess(access) => core.drive(|broker, _| broker.set_access(access)),
             // Who asked and went away does not need the answer.
             Control::Status(reply) => drop(reply.send(core.status(dropped.load(Ordering::Relaxed)))),
         }

@@ -91,20 +91,15 @@ impl Driver {
     fn run(&mut self, context: &mut Context<'_>) -> Poll<()> {
         for _ in 0..TURNS {
             let is_closing = self.core.slots.borrow().is_closing(self.id);
-            match self.write(context) {
-                Poll::Ready(Err(_)) => return Poll::Ready(()),
-                // Everything is written. An error while closing changes nothing.
-                Poll::Ready(Ok(())) if is_closing => {
-                    return Pin::new(&mut self.stream).poll_shutdown(context).map(drop);
-                }
-                // The peer does not take what we write, and the connection is to be closed anyway.
-                Poll::Pending if is_closing => {
-                    return self.linger.get_or_insert_with(|| Box::pin(sleep(LINGER))).as_mut().poll(context);
-                }
-                // A peer that does not take it yet is read nevertheless, until too much waits for it: it may be
-                // writing to us and read only when it is done.
-                Poll::Ready(Ok(())) | Poll::Pending => {}
+            let written = self.write(context);
+            if let Poll::Ready(Err(_)) = written {
+                return Poll::Ready(());
             }
+            if is_closing {
+                return self.finish(context, written.is_ready());
+            }
+            // A peer that does not take it yet is read nevertheless, until too much waits for it: it may be writing
+            // to us and read only when it is done.
             if !self.core.broker.borrow().wants_input(self.id) {
                 return Poll::Pending;
             }
@@ -144,6 +139,15 @@ impl Driver {
             self.is_dirty = false;
         }
         Poll::Ready(Ok(()))
+    }
+
+    /// The engine has closed the connection: shuts the stream down once everything is written, within a time limit.
+    fn finish(&mut self, context: &mut Context<'_>, is_written: bool) -> Poll<()> {
+        // An error while closing changes nothing.
+        if is_written && Pin::new(&mut self.stream).poll_shutdown(context).is_ready() {
+            return Poll::Ready(());
+        }
+        self.linger.get_or_insert_with(|| Box::pin(sleep(LINGER))).as_mut().poll(context)
     }
 
     /// Reads once and gives it to the engine. `false` when there will be nothing more.

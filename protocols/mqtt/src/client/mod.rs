@@ -328,10 +328,11 @@ impl Client {
         for (known, is_done) in self.incoming.values_mut() {
             *is_done |= *known == token.0;
         }
-        if let Some(owed) = self.owed.iter_mut().find(|owed| owed.token == token.0) {
+        // A message that was sent again is owed for twice.
+        for owed in self.owed.iter_mut().filter(|owed| owed.token == token.0) {
             owed.is_ready = true;
-            self.settle();
         }
+        self.settle();
     }
 
     /// Says goodbye: no will is published. [`Event::Closed`] follows.

@@ -6,7 +6,7 @@ mod world;
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use mqtt::client::{Client, Event, Options};
+use mqtt::client::{Client, Event, Options, PublishError};
 use mqtt::{Broker, Filter, Limits, Message, Peer, Properties, Qos, Topic, Transport, Version};
 use world::{Faults, World};
 
@@ -172,6 +172,92 @@ fn properties_cross_the_broker_unaltered_and_expiry_counts_down() {
     let Some(Event::Message { message, .. }) = events.into_iter().last() else { panic!("no message") };
     let expected = Properties { expiry: Some(Duration::from_secs(35)), ..sent };
     assert_eq!(message.properties.as_deref(), Some(&expected));
+}
+
+#[test]
+fn an_unconfirmed_message_goes_out_again_under_its_packet_id_with_dup() {
+    let now = std::time::Instant::now();
+    let options = Options { version: Version::V311, clean_start: false, ..named("c") };
+    let mut client = Client::new(now, options).unwrap();
+    let message = Message::new(Topic::new("t").unwrap(), "x").with_qos(Qos::AtLeastOnce);
+    let mut sent = Vec::new();
+    for session_present in [0, 1, 0] {
+        client.handle_gone();
+        client.connect(now);
+        client.transmit(now, &mut Vec::new());
+        client.handle_input(now, &[0x20, 2, session_present, 0]);
+        client.publish(7, &message).unwrap();
+        client.publish(7, &message).unwrap();
+        let mut bytes = Vec::new();
+        client.transmit(now, &mut bytes);
+        sent.push(bytes);
+    }
+    let packet = |first: u8, id: u8| vec![first, 6, 0, 1, b't', 0, id, b'x'];
+    assert_eq!(sent, [packet(0x32, 1), packet(0x3a, 1), packet(0x32, 2)], "a lost session begins anew");
+}
+
+#[test]
+fn the_client_keeps_to_what_the_broker_grants() {
+    let now = std::time::Instant::now();
+    let mut client = Client::new(now, named("c")).unwrap();
+    client.connect(now);
+    // Receive maximum 1, maximum packet size 30, QoS at most 1, no retained messages, server keep-alive 5 s.
+    let granted = [0x21, 0, 1, 0x27, 0, 0, 0, 30, 0x24, 1, 0x25, 0, 0x13, 0, 5];
+    client.handle_input(now, &[&[0x20, 18, 0, 0, 15][..], &granted].concat());
+    assert!(matches!(client.poll_event(), Some(Event::Connected { .. })));
+    let message = Message::new(Topic::new("t").unwrap(), "x").with_qos(Qos::AtLeastOnce);
+    let refused = |client: &mut Client, id, message: Message| {
+        client.publish(id, &message).unwrap();
+        match client.poll_event() {
+            Some(Event::Failed { id: failed, reason }) if failed == id => reason.0,
+            event => panic!("{event:?}"),
+        }
+    };
+    let long = Message::new(message.topic.clone(), vec![0; 30]).with_qos(Qos::AtLeastOnce);
+    assert_eq!(refused(&mut client, 1, long), 0x95);
+    assert_eq!(refused(&mut client, 2, message.clone().with_qos(Qos::ExactlyOnce)), 0x9b);
+    assert_eq!(refused(&mut client, 3, message.clone().retained()), 0x9a);
+    client.publish(4, &message).unwrap();
+    assert_eq!(client.publish(5, &message), Err(PublishError::WindowFull));
+    assert_eq!(client.capacity(), 0);
+    // The one that was too long had taken the first packet id.
+    client.handle_input(now, &[0x40, 3, 0, 2, 0x97]);
+    let failed = Event::Failed { id: 4, reason: mqtt::ReasonCode::QUOTA_EXCEEDED };
+    assert_eq!((client.poll_event(), client.capacity()), (Some(failed), 1));
+    assert_eq!(client.deadline(), Some(now + Duration::from_secs(5)));
+}
+
+#[test]
+fn a_message_is_acknowledged_when_the_caller_is_done_and_in_the_order_of_arrival() {
+    let now = std::time::Instant::now();
+    let options = Options { acknowledges_by_itself: false, version: Version::V311, ..named("c") };
+    let mut client = Client::new(now, options).unwrap();
+    client.connect(now);
+    client.transmit(now, &mut Vec::new());
+    client.handle_input(now, &[0x20, 2, 0, 0]);
+    client.poll_event();
+    client.handle_input(
+        now,
+        &[0x32, 5, 0, 1, b't', 0, 1, 0x34, 5, 0, 1, b't', 0, 2, 0x3c, 5, 0, 1, b't', 0, 2],
+    );
+    let tokens: Vec<_> = std::iter::from_fn(|| client.poll_event())
+        .map(|event| match event {
+            Event::Message { token: Some(token), .. } => token,
+            event => panic!("{event:?}"),
+        })
+        .collect();
+    assert_eq!(tokens.len(), 2, "the repeated one does not come twice");
+    let answers = |client: &mut Client| {
+        let mut bytes = Vec::new();
+        client.transmit(now, &mut bytes);
+        bytes
+    };
+    client.acknowledge(tokens[1]);
+    assert_eq!((answers(&mut client), client.incoming()), (vec![], vec![2]));
+    client.acknowledge(tokens[0]);
+    assert_eq!(answers(&mut client), [0x40, 2, 0, 1, 0x50, 2, 0, 2, 0x50, 2, 0, 2]);
+    client.handle_input(now, &[0x62, 2, 0, 2]);
+    assert_eq!((answers(&mut client), client.incoming()), (vec![0x70, 2, 0, 2], vec![]));
 }
 
 fn named(name: &str) -> Options {
