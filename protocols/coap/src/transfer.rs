@@ -48,6 +48,9 @@ impl Snapshots {
 
     pub(crate) fn keep(&mut self, now: Instant, key: TransferKey, response: &Response) {
         self.kept.retain(|kept| kept.0 != key);
+        if self.limit == 0 {
+            return;
+        }
         if self.kept.len() >= self.limit {
             self.kept.pop_front();
         }
@@ -161,6 +164,11 @@ mod tests {
         assert_eq!(assemblies.add(now, key, block(2, false), &[1], LIFETIME), Assembled::Incomplete);
         assert_eq!(assemblies.add(now, key, block(1, false), &[1], LIFETIME), Assembled::Incomplete);
         assert_eq!(assemblies.add(now, key, block(0, true), &[1; 15], LIFETIME), Assembled::Incomplete);
+        for (number, expected) in
+            [(0, Assembled::Continue), (1, Assembled::Continue), (1, Assembled::Incomplete)]
+        {
+            assert_eq!(assemblies.add(now, key, block(number, true), &[1; 16], LIFETIME), expected);
+        }
     }
 
     #[test]

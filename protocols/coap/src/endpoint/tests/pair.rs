@@ -288,6 +288,29 @@ fn a_representation_that_changes_while_it_is_fetched_is_never_mixed() {
 }
 
 #[test]
+fn blocks_of_two_versions_are_never_put_together_by_the_client_either() {
+    for_seeds(|seed| {
+        let mut pair = Pair::new(seed);
+        let mut config = Config::default();
+        config.limits.snapshots = 0;
+        pair.server = Endpoint::new(config, seed, pair.now);
+        pair.delay = Duration::from_millis(100);
+        let id = pair.request(Outgoing { block_exponent: Some(4), ..Outgoing::get("/large") });
+        for n in 0..2 {
+            pair.run_for(Duration::from_millis(seed * 7));
+            pair.store.large = vec![n; 3000].into();
+        }
+        pair.run_until(|pair| pair.response(id).is_some() || pair.failure(id).is_some());
+        let payload = &pair.response(id).expect("two changes are no reason to give up").payload;
+        let first = Store::default().large;
+        assert!(
+            payload[..] == first[..]
+                || (payload.len() == 3000 && payload.iter().all(|byte| *byte == payload[0]))
+        );
+    });
+}
+
+#[test]
 fn notifications_of_a_large_representation_arrive_whole() {
     for_seeds(|seed| {
         let mut pair = Pair::new(seed);

@@ -444,3 +444,25 @@ fn notifications_wait_for_room_and_then_carry_the_newest_value() {
     let newest = last.values().filter(|payload| payload[..] == *b"new").count();
     assert!(last.len() == 40 && newest >= 30, "{newest} of {}", last.len());
 }
+
+#[test]
+fn a_response_by_an_acknowledgement_counts_only_with_the_token_of_its_request() {
+    let mut bench = Bench::new();
+    let id = bench.endpoint.request(bench.now, peer(9), crate::Outgoing::get("/value")).unwrap();
+    let sent = bench.said().remove(0);
+    let mut answer = |token: Token, from, kind, message_id| {
+        let mut bytes = Vec::new();
+        Writer::new(&mut bytes, kind, Code::CONTENT, message_id, token).payload(b"x");
+        bench.tell(peer(from), &bytes);
+        bench.endpoint.poll_event()
+    };
+    let other = Token::new(b"other").unwrap();
+    assert_eq!(answer(sent.token, 8, Kind::Acknowledgement, sent.id), None, "another peer");
+    assert_eq!(answer(sent.token, 9, Kind::Acknowledgement, sent.id ^ 1), None, "another message");
+    assert_eq!(answer(other, 9, Kind::Acknowledgement, sent.id), None, "another token");
+    let event = answer(sent.token, 9, Kind::NonConfirmable, 1);
+    assert!(
+        matches!(event, Some(crate::Event::Response { request, is_last: true, .. }) if request == id),
+        "{event:?}"
+    );
+}
