@@ -13,8 +13,6 @@
 //!
 //! References `[MQTT-x.y.z-n]` are the normative statements of MQTT 5.0 (OASIS, 7 March 2019).
 
-#![allow(clippy::doc_markdown, reason = "QoS is a word of the standard, not an identifier")]
-
 pub mod access;
 mod arena;
 pub mod broker;

@@ -156,6 +156,13 @@ impl Sent {
         }
     }
 
+    /// The message is given up.
+    pub(crate) fn remove(&mut self, packet_id: u16) {
+        if let Some(position) = self.position(packet_id) {
+            self.entries.remove(position);
+        }
+    }
+
     /// PUBCOMP: the message is done. `false` if it was not waited for.
     pub(crate) fn complete(&mut self, packet_id: u16) -> bool {
         match self.position(packet_id) {

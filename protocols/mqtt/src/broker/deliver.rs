@@ -232,6 +232,7 @@ impl Broker {
         let Some(connection) = session.connection.and_then(|key| self.connections.get_mut(key)) else {
             return;
         };
+        let mut too_large = Vec::new();
         for entry in session.sent.iter() {
             let packet_id = entry.packet_id();
             let Some(delivery) = &entry.delivery else {
@@ -243,9 +244,18 @@ impl Broker {
             let expiry_secs = Left::new(now, delivery.expires).interval();
             let ids = &delivery.subscription_ids;
             let form = Encoded::new(connection.version, &delivery.message, true, expiry_secs, ids);
+            if form.len() > connection.maximum_packet {
+                // The client takes less than it did: as if it had been sent and acknowledged [MQTT-3.1.2-25].
+                too_large.push(packet_id);
+                continue;
+            }
             self.counters.sent += 1;
             self.counters.resent += 1;
             form.write(&mut connection.output, true, delivery.qos, delivery.retain, packet_id);
+        }
+        for packet_id in too_large {
+            self.counters.dropped_too_large += 1;
+            session.sent.remove(packet_id);
         }
         self.pump(now, key);
     }

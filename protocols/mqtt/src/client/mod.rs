@@ -11,19 +11,18 @@
 //! publish ────────┘        handle_timeout (at deadline)         handle_gone, then connect again
 //! ```
 
+mod inbound;
 mod options;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::time::{Duration, Instant};
 
-use mqtt_protocol_core::mqtt::packet::{Property, v5_0};
 use thiserror::Error;
 
 pub use options::{Options, OptionsError};
 
 use crate::wire::{
-    self, Ack, Frame, PublishView, Reader, Version, encode_publish, kind, write_ack, write_disconnect,
-    write_field, write_length,
+    self, Version, encode_publish, kind, write_ack, write_disconnect, write_field, write_length,
 };
 use crate::{Filter, Message, Qos, ReasonCode, Topic};
 
@@ -39,6 +38,8 @@ pub struct Client {
     /// The caller's id of each packet id in use.
     ids: HashMap<u16, u64>,
     next_packet_id: u16,
+    /// Packet ids of messages given up while their answer may still come: not used until it has, or cannot any more.
+    burned: BTreeMap<u16, Qos>,
     /// SUBSCRIBE and UNSUBSCRIBE packets without an answer.
     subscribing: BTreeSet<u16>,
     /// How many of them went out on this connection: what the window bounds.
@@ -180,6 +181,7 @@ impl Client {
             sent: HashMap::new(),
             ids: HashMap::new(),
             next_packet_id: 1,
+            burned: BTreeMap::new(),
             subscribing: BTreeSet::new(),
             offered: 0,
             incoming: BTreeMap::new(),
@@ -246,6 +248,8 @@ impl Client {
         self.subscribing.clear();
         self.aliases.clear();
         self.answer_due = None;
+        // Only a QoS 2 message outlives its connection at the broker.
+        self.burned.retain(|_, qos| *qos == Qos::ExactlyOnce);
         self.offered = 0;
         for sent in self.sent.values_mut() {
             sent.is_offered = false;
@@ -273,7 +277,7 @@ impl Client {
         if known.is_some_and(|sent| sent.is_offered || sent.is_received) {
             return Ok(());
         }
-        let has_no_id_left = known.is_none() && self.sent.len() >= MAX_UNFINISHED;
+        let has_no_id_left = known.is_none() && self.sent.len() + self.burned.len() >= MAX_UNFINISHED;
         if qos != Qos::AtMostOnce && (self.offered >= self.granted.window || has_no_id_left) {
             return Err(PublishError::WindowFull);
         }
@@ -303,11 +307,11 @@ impl Client {
         Ok(())
     }
 
-    /// The caller will not offer this message again: its packet id is free, and a late answer to it is passed over.
+    /// The caller will not offer this message again; a late answer to it is passed over.
     pub fn forget(&mut self, id: u64) {
-        if let Some(sent) = self.sent.remove(&id) {
-            self.ids.remove(&sent.packet_id);
-            self.offered -= usize::from(sent.is_offered);
+        if let Some(sent) = self.release(id) {
+            // A new message under this id would be taken for the old one, or confirmed by the old one's answer.
+            self.burned.insert(sent.packet_id, sent.qos);
         }
     }
 
@@ -409,198 +413,12 @@ impl Client {
         self.answer_due = Some(now + self.options.response_timeout);
     }
 
-    fn handle_packet(&mut self, frame: &Frame<'_>) -> Result<(), ReasonCode> {
-        let version = self.options.version;
-        if !self.is_connected() {
-            return if frame.kind == kind::CONNACK {
-                self.handle_connack(frame.body)
-            } else {
-                Err(ReasonCode::PROTOCOL_ERROR)
-            };
-        }
-        match frame.kind {
-            kind::PUBLISH => return self.handle_publish(frame),
-            kind::PUBACK => {
-                let ack = Ack::read(version, frame.body)?;
-                self.finish(ack, |sent| sent.qos == Qos::AtLeastOnce);
-            }
-            kind::PUBREC => self.handle_pubrec(Ack::read(version, frame.body)?),
-            kind::PUBCOMP => {
-                let mut ack = Ack::read(version, frame.body)?;
-                // "Unknown" says that the broker finished it before: delivered all the same.
-                if ack.reason == ReasonCode::PACKET_ID_NOT_FOUND {
-                    ack.reason = ReasonCode::SUCCESS;
-                }
-                self.finish(ack, |sent| sent.is_received);
-            }
-            kind::PUBREL => {
-                let ack = Ack::read(version, frame.body)?;
-                let is_known = self.incoming.remove(&ack.packet_id).is_some();
-                let reason = if is_known { ReasonCode::SUCCESS } else { ReasonCode::PACKET_ID_NOT_FOUND };
-                write_ack(&mut self.output, version, kind::PUBCOMP, ack.packet_id, reason);
-            }
-            kind::SUBACK | kind::UNSUBACK => {
-                let mut reader = Reader(frame.body);
-                let packet_id = reader.packet_id()?;
-                if version == Version::V5 {
-                    reader.properties()?;
-                }
-                if self.subscribing.remove(&packet_id) {
-                    let codes = reader.0.iter().map(|code| ReasonCode(*code)).collect();
-                    self.events.push_back(Event::Subscribed { packet_id, codes });
-                }
-            }
-            kind::PINGRESP => {}
-            kind::DISCONNECT if version == Version::V5 => {
-                let reason = frame.body.first().map_or(ReasonCode::SUCCESS, |code| ReasonCode(*code));
-                self.close(reason);
-            }
-            _ => return Err(ReasonCode::PROTOCOL_ERROR),
-        }
-        Ok(())
-    }
-
-    fn handle_connack(&mut self, body: &[u8]) -> Result<(), ReasonCode> {
-        let mut reader = Reader(body);
-        let flags = reader.byte()?;
-        let code = reader.byte()?;
-        if flags > 1 {
-            return Err(ReasonCode::PROTOCOL_ERROR);
-        }
-        let is_v5 = self.options.version == Version::V5;
-        let reason = if is_v5 { ReasonCode(code) } else { ReasonCode::from_v3_connack(code) };
-        if reason != ReasonCode::SUCCESS {
-            self.close(reason);
-            return Ok(());
-        }
-        let mut granted = Granted {
-            window: usize::from(self.options.window),
-            packet_bytes: wire::MAX_PACKET,
-            qos: Qos::ExactlyOnce,
-            retain: true,
-            keep_alive: self.options.keep_alive,
-        };
-        let mut assigned_client_id = None;
-        if is_v5 {
-            // The crate knows which properties belong into CONNACK and how often.
-            let (connack, length) = v5_0::Connack::parse(body).map_err(wire::reason_of)?;
-            if length != body.len() {
-                return Err(ReasonCode::MALFORMED_PACKET);
-            }
-            for property in connack.props() {
-                match property {
-                    Property::ReceiveMaximum(value) => {
-                        granted.window = granted.window.min(usize::from(value.val()));
-                    }
-                    Property::MaximumPacketSize(value) => granted.packet_bytes = value.val() as usize,
-                    Property::MaximumQos(value) => {
-                        granted.qos = Qos::new(value.val()).ok_or(ReasonCode::PROTOCOL_ERROR)?;
-                    }
-                    Property::RetainAvailable(value) => granted.retain = value.val() == 1,
-                    Property::ServerKeepAlive(value) => {
-                        granted.keep_alive = Duration::from_secs(u64::from(value.val()));
-                    }
-                    Property::AssignedClientIdentifier(value) => {
-                        assigned_client_id = Some(value.val().to_owned());
-                    }
-                    _ => {}
-                }
-            }
-        } else {
-            reader.end()?;
-        }
-        let session_present = flags == 1;
-        // A session that we don't know, because we asked for none, is a broker's mistake [MQTT-3.2.2-4].
-        if session_present && self.options.clean_start {
-            return Err(ReasonCode::PROTOCOL_ERROR);
-        }
-        self.granted = granted;
-        self.phase = Phase::Connected;
-        if session_present {
-            self.release_received();
-        } else {
-            self.forget_session();
-        }
-        self.events.push_back(Event::Connected { session_present, assigned_client_id });
-        Ok(())
-    }
-
-    /// After a reconnect: what the broker has received needs PUBREL again, in the order of the packet ids' messages
-    /// [MQTT-4.4.0-1].
-    fn release_received(&mut self) {
-        for entry in self.unfinished() {
-            if entry.is_received {
-                write_ack(
-                    &mut self.output,
-                    self.options.version,
-                    kind::PUBREL,
-                    entry.packet_id,
-                    ReasonCode::SUCCESS,
-                );
-            }
-        }
-    }
-
-    fn handle_publish(&mut self, frame: &Frame<'_>) -> Result<(), ReasonCode> {
-        let view = PublishView::read(self.options.version, frame.flags, frame.body)?;
-        let (qos, packet_id) = (view.qos, view.packet_id);
-        // We offer no topic aliases, so none may be used [MQTT-3.1.2-26, -27].
-        if view.topic_alias.is_some() {
-            return Err(ReasonCode::TOPIC_ALIAS_INVALID);
-        }
-        if qos != Qos::AtMostOnce && self.owed.len() >= usize::from(self.options.receive_maximum.max(1)) {
-            return Err(ReasonCode::RECEIVE_MAXIMUM_EXCEEDED);
-        }
-        let known = if qos == Qos::ExactlyOnce { self.incoming.get(&packet_id).copied() } else { None };
-        let is_repeated = known.is_some();
-        let (token, is_ready) = known.unwrap_or((self.next_token, self.options.acknowledges_by_itself));
-        self.next_token += 1;
-        match qos {
-            Qos::AtMostOnce => {}
-            Qos::AtLeastOnce => self.owed.push_back(Owed { kind: kind::PUBACK, packet_id, token, is_ready }),
-            Qos::ExactlyOnce => {
-                self.incoming.insert(packet_id, (token, is_ready));
-                self.owed.push_back(Owed { kind: kind::PUBREC, packet_id, token, is_ready });
-            }
-        }
-        if !is_repeated {
-            let topic = Topic::new(view.topic).map_err(|_| ReasonCode::TOPIC_INVALID)?;
-            let is_owed = qos != Qos::AtMostOnce && !self.options.acknowledges_by_itself;
-            let token = is_owed.then_some(AckToken(token));
-            self.events.push_back(Event::Message { message: view.into_message(topic), token });
-        }
-        self.settle();
-        Ok(())
-    }
-
-    fn handle_pubrec(&mut self, ack: Ack) {
-        let sent = self.ids.get(&ack.packet_id).and_then(|id| self.sent.get_mut(id));
-        let mut reason = ReasonCode::PACKET_ID_NOT_FOUND;
-        if let Some(sent) = sent
-            && sent.qos == Qos::ExactlyOnce
-        {
-            if ack.reason.is_error() {
-                self.finish(ack, |sent| !sent.is_received);
-                return;
-            }
-            sent.is_received = true;
-            reason = ReasonCode::SUCCESS;
-        }
-        write_ack(&mut self.output, self.options.version, kind::PUBREL, ack.packet_id, reason);
-    }
-
-    /// A final answer to one of our messages.
-    fn finish(&mut self, ack: Ack, fits: impl Fn(&Sent) -> bool) {
-        let Some(&id) = self.ids.get(&ack.packet_id) else { return };
-        if !self.sent.get(&id).is_some_and(fits) {
-            return;
-        }
-        self.forget(id);
-        self.events.push_back(if ack.reason.is_error() {
-            Event::Failed { id, reason: ack.reason }
-        } else {
-            Event::Confirmed { id }
-        });
+    /// Frees a message's packet id: its final answer has come.
+    fn release(&mut self, id: u64) -> Option<Sent> {
+        let sent = self.sent.remove(&id)?;
+        self.ids.remove(&sent.packet_id);
+        self.offered -= usize::from(sent.is_offered);
+        Some(sent)
     }
 
     fn settle(&mut self) {
@@ -648,7 +466,10 @@ impl Client {
         loop {
             let packet_id = self.next_packet_id;
             self.next_packet_id = packet_id.checked_add(1).unwrap_or(1);
-            if !self.ids.contains_key(&packet_id) && !self.subscribing.contains(&packet_id) {
+            let is_used = self.ids.contains_key(&packet_id)
+                || self.burned.contains_key(&packet_id)
+                || self.subscribing.contains(&packet_id);
+            if !is_used {
                 return packet_id;
             }
         }
@@ -657,6 +478,7 @@ impl Client {
     fn forget_session(&mut self) {
         self.sent.clear();
         self.ids.clear();
+        self.burned.clear();
         self.offered = 0;
         self.incoming.clear();
     }

@@ -165,6 +165,22 @@ fn a_persistent_session_keeps_its_queue_in_order_and_sends_again_what_was_in_fli
 }
 
 #[test]
+fn what_a_client_no_longer_takes_is_given_up_when_it_comes_back() {
+    let mut bench = Bench::new(Limits::default());
+    let id = bench.connect(&connect(5, 0, 0, Some(&[0x11, 0, 0, 1, 0]), "c", &[]));
+    bench.send(id, &subscribe_v5(1, &[], &[("t", 1)]));
+    bench
+        .broker
+        .publish(bench.now, Message::new(Topic::new("t").unwrap(), vec![0; 100]).with_qos(Qos::AtLeastOnce));
+    assert_eq!(bench.read(id).len(), 1);
+    bench.lose(id);
+    let id = bench.open();
+    let packets = bench.send(id, &connect(5, 0, 0, Some(&[0x11, 0, 0, 1, 0, 0x27, 0, 0, 0, 50]), "c", &[]));
+    assert_eq!(packets.len(), 1, "CONNACK alone: {packets:?}");
+    assert_eq!((bench.broker.counters().dropped_too_large, bench.broker.clients()[0].in_flight), (1, 0));
+}
+
+#[test]
 fn a_qos_2_message_sent_again_is_not_published_again() {
     let mut bench = Bench::new(Limits::default());
     let watcher = watcher(&mut bench);

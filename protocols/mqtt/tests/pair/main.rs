@@ -197,6 +197,44 @@ fn an_unconfirmed_message_goes_out_again_under_its_packet_id_with_dup() {
 }
 
 #[test]
+fn the_packet_id_of_a_forgotten_message_is_not_used_while_its_answer_may_come() {
+    let now = std::time::Instant::now();
+    let options = Options { version: Version::V311, clean_start: false, ..named("c") };
+    let mut client = Client::new(now, options).unwrap();
+    client.connect(now);
+    client.handle_input(now, &[0x20, 2, 0, 0]);
+    let message = Message::new(Topic::new("t").unwrap(), "x").with_qos(Qos::ExactlyOnce);
+    client.publish(1, &message).unwrap();
+    client.forget(1);
+    for id in 2..=65_000 {
+        client.publish(id, &message).unwrap();
+        let [high, low] = (id as u16).to_be_bytes();
+        client.handle_input(now, &[0x50, 2, high, low, 0x70, 2, high, low]);
+    }
+    while client.poll_event().is_some() {}
+    for id in 65_001..65_540 {
+        client.publish(id, &message).unwrap();
+        let unfinished = client.unfinished();
+        assert_ne!(unfinished[0].packet_id, 1);
+        let [high, low] = unfinished[0].packet_id.to_be_bytes();
+        client.handle_input(now, &[0x50, 2, high, low, 0x70, 2, high, low]);
+        assert_eq!(client.unfinished(), []);
+    }
+    // The late answer frees it.
+    client.handle_input(now, &[0x50, 2, 0, 1, 0x70, 2, 0, 1]);
+    for id in 70_000..140_000 {
+        client.publish(id, &message).unwrap();
+        let packet_id = client.unfinished()[0].packet_id;
+        if packet_id == 1 {
+            return;
+        }
+        let [high, low] = packet_id.to_be_bytes();
+        client.handle_input(now, &[0x50, 2, high, low, 0x70, 2, high, low]);
+    }
+    panic!("never used again");
+}
+
+#[test]
 fn the_client_keeps_to_what_the_broker_grants() {
     let now = std::time::Instant::now();
     let mut client = Client::new(now, named("c")).unwrap();
