@@ -14,7 +14,7 @@ use systemd_journal_logger::{JournalLog, connected_to_journal};
 pub fn start() {
     let filter = Filter::parse(&std::env::var("TIDEGATE_LOG").unwrap_or_default());
     let most = filter.most();
-    let logger: Box<dyn Log> = match connected_to_journal().then(JournalLog::new).and_then(Result::ok) {
+    let logger: Box<dyn Log> = match is_to_journal().then(JournalLog::new).and_then(Result::ok) {
         Some(journal) => {
             let fields = [("TIDEGATE_VERSION", env!("CARGO_PKG_VERSION"))];
             Box::new(Filtered { filter, sink: journal.with_extra_fields(fields) })
@@ -27,6 +27,11 @@ pub fn start() {
     if log::set_boxed_logger(logger).is_ok() {
         log::set_max_level(most);
     }
+}
+
+/// Whether log lines go to the journal: nobody watches a terminal then.
+pub fn is_to_journal() -> bool {
+    connected_to_journal()
 }
 
 /// Whether the user asked for no colours (<https://no-color.org>).

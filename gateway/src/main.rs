@@ -48,7 +48,7 @@ fn main() -> ExitCode {
                     let start = app::Start {
                         config: cli.config.clone(),
                         state: cli.state_dir.clone(),
-                        is_watched: !systemd_journal_logger::connected_to_journal(),
+                        is_watched: !logging::is_to_journal(),
                     };
                     match runtime.block_on(app::run(start, config)) {
                         Ok(()) => ExitCode::SUCCESS,

@@ -61,8 +61,8 @@ pub fn parse_command(format: Format, bytes: &[u8], spec: &ChannelSpec) -> Result
             let text = std::str::from_utf8(bytes).map_err(|_| "not UTF-8".to_owned())?;
             return parse_text(text.trim(), spec);
         }
-        Format::SenmlJson => senml::parse_json(bytes),
-        Format::SenmlCbor => senml::parse_cbor(bytes),
+        Format::SenmlJson => senml::parse_json_below(&spec.name, bytes),
+        Format::SenmlCbor => senml::parse_cbor_below(&spec.name, bytes),
     };
     let mut records = value.map_err(|error| error.to_string())?;
     match (records.len(), records.pop().and_then(|record| record.value)) {
@@ -275,4 +275,38 @@ fn with_records(gateway: &str, readings: &[&Reading], write: impl FnOnce(&[Recor
         })
         .collect();
     write(&records);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_command_reads_the_same_in_every_format() {
+        let switch = ChannelSpec::boolean("relay").kind(Kind::Actuator);
+        let on = Ok(Value::Boolean(true));
+        for text in ["1", "on", "TRUE", " true\n"] {
+            assert_eq!(parse_command(Format::Text, text.as_bytes(), &switch), on, "{text}");
+        }
+        assert_eq!(
+            parse_command(Format::SenmlJson, br#"[{"vb":true}]"#, &switch),
+            on,
+            "no name: the resource's own"
+        );
+        assert_eq!(parse_command(Format::SenmlJson, br#"[{"n":"relay","v":1}]"#, &switch), on);
+        let mut pack = Vec::new();
+        let record =
+            Record { name: Some("relay"), value: Some(senml::Value::Boolean(true)), ..Record::default() };
+        senml::write_cbor(&[record], &mut pack);
+        assert_eq!(parse_command(Format::SenmlCbor, &pack, &switch), on);
+        for bad in [&b"perhaps"[..], b"", b"\xff", b"2"] {
+            assert!(parse_command(Format::Text, bad, &switch).is_err());
+        }
+        assert!(parse_command(Format::SenmlJson, br#"[{"vb":true},{"n":"x","vb":true}]"#, &switch).is_err());
+        let dimmer = ChannelSpec::number("level", "/100").within(0.0, 100.0).kind(Kind::Actuator);
+        assert_eq!(parse_command(Format::Text, b"21.5", &dimmer), Ok(Value::Number(21.5)));
+        for bad in ["100.1", "-1", "NaN", "inf"] {
+            assert!(parse_command(Format::Text, bad.as_bytes(), &dimmer).is_err(), "{bad}");
+        }
+    }
 }

@@ -117,32 +117,6 @@ fn mosquitto_sub_and_pub_talk_through_the_broker_in_both_versions() {
 }
 
 #[test]
-fn a_persistent_session_and_a_retained_message_outlive_kill_9() {
-    let mut gateway = Tidegate::builder().start();
-    let mut subscriber = MqttClient::connect_with(gateway.mqtt(), "keeper", false).unwrap();
-    subscriber.subscribe("k/#", 1).unwrap();
-    drop(subscriber);
-    let mut publisher = MqttClient::connect(gateway.mqtt(), "p").unwrap();
-    for n in 0..100 {
-        publisher.publish_and_wait("k/x", format!("{n}").as_bytes(), 1).unwrap();
-    }
-    let id = publisher.publish("r/x", b"kept", 1, true).unwrap();
-    while publisher.read(10 * SECOND).unwrap() != Some(Incoming::Done(id)) {}
-    gateway.kill();
-    gateway.start();
-    let mut subscriber = MqttClient::connect_with(gateway.mqtt(), "keeper", false).unwrap();
-    assert!(subscriber.session_present());
-    for n in 0..100 {
-        let message = subscriber.read(10 * SECOND).unwrap();
-        let Some(Incoming::Publish { payload, .. }) = message else { panic!("{n}: {message:?}") };
-        assert_eq!(String::from_utf8(payload).unwrap(), n.to_string());
-    }
-    let mut other = MqttClient::connect(gateway.mqtt(), "o").unwrap();
-    other.subscribe("r/#", 0).unwrap();
-    assert!(matches!(other.read(10 * SECOND).unwrap(), Some(Incoming::Publish { retain: true, .. })));
-}
-
-#[test]
 fn malformed_packets_close_their_own_connection_and_nothing_else() {
     let gateway = Tidegate::builder().start();
     let mut good = MqttClient::connect(gateway.mqtt(), "good").unwrap();

@@ -218,13 +218,13 @@ const CORNERS: [(&str, &[&str]); 12] = [
     ("coap_lite", &["protocols/coap/"]),
     ("dimpl", &["gateway/src/listener/coap"]),
     ("fe2o3_amqp", &["gateway/src/uplink/amqp10"]),
-    ("gpiocdev", &["drivers/src/bus"]),
-    ("lapin", &["gateway/src/uplink/amqp091"]),
+    ("gpiocdev", &["drivers/src/bus", "drivers/src/scan/gpio_chips.rs"]),
+    ("lapin", &["gateway/src/uplink/amqp091", "gateway/src/logging.rs"]),
     ("mqtt_protocol_core", &["protocols/mqtt/"]),
     ("rppal", &["drivers/src/bus"]),
     ("rusqlite", &["gateway/src/spool/", "tests/bench/"]),
     ("systemd_journal_logger", &["gateway/src/logging.rs"]),
-    ("tokio_serial", &["drivers/src/bus"]),
+    ("tokio_serial", &["drivers/src/bus", "gateway/src/sampler/tests.rs"]),
     ("tokio_xmpp", &["gateway/src/uplink/xmpp"]),
 ];
 

@@ -105,7 +105,7 @@ fn inode_of(line: &str, port: u16) -> Option<String> {
 }
 
 /// Connections the kernel holds for us until they are accepted.
-const BACKLOG: i32 = 1024;
+const BACKLOG: i32 = 4096;
 
 #[cfg(test)]
 mod tests {

@@ -189,7 +189,9 @@ impl Settings {
             tokio::select! {
                 () = stop.cancelled() => return Ok(()),
                 Some((seq, confirmed)) = confirms.next() => match confirmed? {
-                    Confirmation::Ack(None) => link.confirmed(seq).await,
+                    Confirmation::Ack(None) => {
+                        link.confirmed(seq).await;
+                    }
                     Confirmation::Ack(Some(back)) | Confirmation::Nack(Some(back)) => {
                         bail!("message returned: {} {} (is a queue bound to exchange {}?)", back.reply_code, back.reply_text, self.exchange);
                     }

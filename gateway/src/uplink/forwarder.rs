@@ -35,6 +35,11 @@ impl Forwarder {
         self.in_flight.len()
     }
 
+    /// Whether this entry was sent and is not passed by the cursor yet.
+    pub fn is_in_flight(&self, seq: Seq) -> bool {
+        self.in_flight.binary_search_by_key(&seq, |(seq, _)| *seq).is_ok()
+    }
+
     /// The cursor on disk stands here now.
     pub fn stored(&mut self, seq: Seq) {
         self.stored = self.stored.max(seq.min(self.cursor));

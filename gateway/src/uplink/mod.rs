@@ -264,15 +264,18 @@ impl Link {
         }
     }
 
-    /// The peer has this entry for good.
-    pub async fn confirmed(&mut self, seq: Seq) {
+    /// The peer has this entry for good; `false` for one that was not sent over this connection.
+    pub async fn confirmed(&mut self, seq: Seq) -> bool {
+        if !self.forwarder.is_in_flight(seq) {
+            return seq <= self.forwarder.cursor();
+        }
         self.rate.count(1);
-        if self.forwarder.confirmed(seq).is_some()
-            && (self.forwarder.is_cursor_late() || self.forwarder.in_flight() == 0)
-        {
+        let has_moved = self.forwarder.confirmed(seq).is_some();
+        if has_moved && (self.forwarder.is_cursor_late() || self.forwarder.in_flight() == 0) {
             self.store_cursor().await;
         }
         self.note();
+        true
     }
 
     async fn store_cursor(&mut self) {

@@ -6,6 +6,7 @@
 //! taken for repetitions, and new messages under them lost (MQTT 5.0 §4.3.3).
 
 use std::any::Any;
+use std::collections::BTreeSet;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Poll, ready};
@@ -105,7 +106,13 @@ impl Setup for Settings {
 
     fn open(&self, gateway: &str, name: &str) -> Box<dyn Uplink> {
         let client_id = self.client_id.clone().unwrap_or_else(|| format!("{ROOT}-{gateway}-{name}"));
-        Box::new(Mqtt { settings: self.clone(), gateway: gateway.to_owned(), client_id, client: None })
+        Box::new(Mqtt {
+            settings: self.clone(),
+            gateway: gateway.to_owned(),
+            client_id,
+            client: None,
+            early: BTreeSet::new(),
+        })
     }
 }
 
@@ -115,6 +122,8 @@ struct Mqtt {
     client_id: String,
     /// Lives over reconnects: at QoS 2 it holds the halves of unfinished handshakes.
     client: Option<Client>,
+    /// Confirmed after a reconnect before they were offered again: not to be sent a second time.
+    early: BTreeSet<u64>,
 }
 
 impl Uplink for Mqtt {
@@ -133,7 +142,8 @@ impl Uplink for Mqtt {
                 Some(client) if self.settings.qos == 2 => client,
                 slot => slot.insert(Client::new(Instant::now(), options)?),
             };
-            let publisher = Publisher { settings: &self.settings, gateway: &self.gateway };
+            let mut publisher =
+                Publisher { settings: &self.settings, gateway: &self.gateway, early: &mut self.early };
             let carried = publisher.carry(&mut stream, client, link).await;
             client.handle_gone();
             carried
@@ -158,13 +168,19 @@ impl Mqtt {
             user: set.username.clone(),
             password,
             will: Some(Message::new(state, "offline").with_qos(Qos::AtLeastOnce).retained()),
-            window: u16::try_from(set.window).unwrap_or(u16::MAX),
+            window: u16::try_from(set.client_window()).unwrap_or(u16::MAX),
             ..Options::default()
         })
     }
 }
 
 impl Settings {
+    /// Messages under way to the broker. MQTT 5.0 brokers say how many they take; a 3.1.1 broker cannot, and mosquitto
+    /// cuts a client off that has more than its `max_inflight_messages`, 20 by default, unfinished at QoS 2.
+    fn client_window(&self) -> usize {
+        if self.version == ProtocolVersion::V311 && self.qos == 2 { self.window.min(20) } else { self.window }
+    }
+
     async fn dial(&self) -> anyhow::Result<Box<dyn Stream>> {
         let (host, port) =
             host_and_port(&self.address).ok_or_else(|| anyhow!("`{}` is not host:port", self.address))?;
@@ -181,11 +197,12 @@ impl Settings {
 struct Publisher<'a> {
     settings: &'a Settings,
     gateway: &'a str,
+    early: &'a mut BTreeSet<u64>,
 }
 
 impl Publisher<'_> {
     async fn carry(
-        &self,
+        &mut self,
         stream: &mut Box<dyn Stream>,
         client: &mut Client,
         link: &mut Link,
@@ -203,7 +220,15 @@ impl Publisher<'_> {
                         link.connected(&self.settings.target());
                         self.publish_state(client, "online");
                     }
-                    Event::Confirmed { id } if id != STATE_ID => link.confirmed(Seq(id)).await,
+                    Event::Confirmed { id } if id != STATE_ID => {
+                        if let Some(at) = waiting.iter().position(|entry: &Stored| entry.seq.0 == id) {
+                            // Confirmed from before the reconnect while it stands in line again.
+                            waiting.remove(at);
+                        }
+                        if !link.confirmed(Seq(id)).await {
+                            self.early.insert(id);
+                        }
+                    }
                     Event::Failed { id, reason } if id != STATE_ID => {
                         bail!("the broker refused a message: {reason:?}")
                     }
@@ -216,6 +241,10 @@ impl Publisher<'_> {
             }
             while client.capacity() > 0 {
                 let Some(entry) = waiting.pop_front() else { break };
+                if self.early.remove(&entry.seq.0) {
+                    link.confirmed(entry.seq).await;
+                    continue;
+                }
                 self.publish(client, &entry)?;
             }
             wire.take_output(client);

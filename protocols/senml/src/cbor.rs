@@ -17,8 +17,16 @@ pub fn write(records: &[Record<'_>], out: &mut Vec<u8>) {
 /// # Errors
 /// [`ParseError`], as for JSON.
 pub fn parse(bytes: &[u8]) -> Result<Vec<Resolved>, ParseError> {
+    parse_below("", bytes)
+}
+
+/// As [`crate::parse_json_below`].
+///
+/// # Errors
+/// [`ParseError`], as for JSON.
+pub fn parse_below(base: &str, bytes: &[u8]) -> Result<Vec<Resolved>, ParseError> {
     let mut decoder = Decoder::new(bytes);
-    let mut resolver = Resolver::default();
+    let mut resolver = Resolver::below(base);
     let length = decoder.array()?;
     let mut read = 0;
     while length.map_or_else(|| !at_break(&mut decoder), |length| read < length) {
@@ -110,7 +118,8 @@ fn record(decoder: &mut Decoder<'_>) -> Result<Raw, ParseError> {
             decoder.skip()?;
             continue;
         }
-        match decoder.i64()? as i8 {
+        // A label that is none of ours matches nothing below.
+        match i8::try_from(decoder.i64()?).unwrap_or(i8::MAX) {
             VERSION => raw.version = Some(decoder.i64()?),
             BASE_NAME => raw.base_name = Some(decoder.str()?.to_owned()),
             BASE_TIME => raw.base_time = Some(number(decoder)?),
@@ -121,6 +130,7 @@ fn record(decoder: &mut Decoder<'_>) -> Result<Raw, ParseError> {
             VALUE => raw.value = Some(OwnedValue::Number(number(decoder)?)),
             TEXT => raw.value = Some(OwnedValue::Text(decoder.str()?.to_owned())),
             BOOLEAN => raw.value = Some(OwnedValue::Boolean(decoder.bool()?)),
+            DATA => raw.value = Some(OwnedValue::Data(decoder.bytes()?.to_vec())),
             SUM | BASE_SUM => {
                 number(decoder)?;
                 raw.has_sum = true;
@@ -165,6 +175,7 @@ const TEXT: i8 = 3;
 const BOOLEAN: i8 = 4;
 const SUM: i8 = 5;
 const TIME: i8 = 6;
+const DATA: i8 = 8;
 
 #[cfg(test)]
 mod tests {
@@ -190,6 +201,15 @@ mod tests {
         assert_eq!(records[0].name, "urn:dev:ow:10e2073a0108006:voltage");
         assert_eq!(records[0].value, Some(OwnedValue::Number(120.1)));
         assert!((records[0].time - 1.276_020_076_001e9).abs() < 1e-3);
+    }
+
+    #[test]
+    fn bytes_are_a_value_and_a_large_label_is_not_a_small_one() {
+        // [{0: "a", 8: h'0102'}] and [{256: "x", 0: "b", 2: 1}]
+        let data = parse(&[0x81, 0xa2, 0x00, 0x61, b'a', 0x08, 0x42, 1, 2]).unwrap();
+        assert_eq!(data[0].value, Some(OwnedValue::Data(vec![1, 2])));
+        let large = parse(&[0x81, 0xa3, 0x19, 0x01, 0x00, 0x61, b'x', 0x00, 0x61, b'b', 0x02, 0x01]).unwrap();
+        assert_eq!((large[0].name.as_str(), &large[0].value), ("b", &Some(OwnedValue::Number(1.0))));
     }
 
     proptest! {

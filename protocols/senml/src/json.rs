@@ -3,6 +3,8 @@
 use std::fmt;
 use std::io::Write as _;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use serde::de::{Deserializer as _, Error as _, MapAccess, SeqAccess, Visitor};
 
 use crate::record::{Extension, OwnedValue, ParseError, Raw, Record, Resolved, Resolver, Value};
@@ -24,7 +26,16 @@ pub fn write(records: &[Record<'_>], out: &mut Vec<u8>) {
 /// # Errors
 /// [`ParseError`]: not a JSON array of objects, a forbidden name, no value, a newer version, too many records.
 pub fn parse(bytes: &[u8]) -> Result<Vec<Resolved>, ParseError> {
-    let mut resolver = Resolver::default();
+    parse_below("", bytes)
+}
+
+/// Reads and resolves a pack whose records, where they give no base name, stand below `base`: what is sent to a
+/// resource need not repeat the resource's name.
+///
+/// # Errors
+/// As [`parse`].
+pub fn parse_below(base: &str, bytes: &[u8]) -> Result<Vec<Resolved>, ParseError> {
+    let mut resolver = Resolver::below(base);
     let mut refused = None;
     let mut json = serde_json::Deserializer::from_slice(bytes);
     let read = json.deserialize_seq(Pack { resolver: &mut resolver, refused: &mut refused });
@@ -153,7 +164,15 @@ impl<'de> serde::Deserialize<'de> for RawRecord {
                         "n" => raw.name = Some(map.next_value()?),
                         "u" => raw.unit = Some(map.next_value()?),
                         "v" => raw.value = Some(OwnedValue::Number(map.next_value()?)),
-                        "vs" | "vd" => raw.value = Some(OwnedValue::Text(map.next_value()?)),
+                        "vs" => raw.value = Some(OwnedValue::Text(map.next_value()?)),
+                        "vd" => {
+                            // RFC 8428 §5: base64url without padding; padding is tolerated.
+                            let text: String = map.next_value()?;
+                            let data = URL_SAFE_NO_PAD
+                                .decode(text.trim_end_matches('='))
+                                .map_err(A::Error::custom)?;
+                            raw.value = Some(OwnedValue::Data(data));
+                        }
                         "vb" => raw.value = Some(OwnedValue::Boolean(map.next_value()?)),
                         "t" => raw.time = Some(map.next_value()?),
                         "s" | "bs" => {

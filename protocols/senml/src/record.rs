@@ -61,8 +61,10 @@ pub struct Resolved {
 pub enum OwnedValue {
     /// `v`.
     Number(f64),
-    /// `vs`, or `vd` still in base64.
+    /// `vs`.
     Text(String),
+    /// `vd`: bytes.
+    Data(Vec<u8>),
     /// `vb`.
     Boolean(bool),
 }
@@ -115,6 +117,11 @@ pub(crate) struct Resolver {
 }
 
 impl Resolver {
+    /// Names without a base name stand below `base`.
+    pub(crate) fn below(base: &str) -> Self {
+        Self { name: base.to_owned(), ..Self::default() }
+    }
+
     pub(crate) fn push(&mut self, raw: Raw) -> Result<(), ParseError> {
         let record = self.records.len();
         if record == MAX_RECORDS {
