@@ -72,3 +72,48 @@ impl Access for Users {
         true
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use mqtt::Version;
+
+    use super::*;
+
+    #[test]
+    fn beyond_loopback_only_the_right_name_with_the_right_password_comes_in() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), "secret\n").unwrap();
+        let users = Users::default();
+        users
+            .load(&BTreeMap::from([("panel".to_owned(), SecretSource::File(file.path().to_owned()))]))
+            .unwrap();
+        let verdict = |address: &str, user: Option<&str>, password: Option<&str>| {
+            let peer = Peer::new(Some(address.parse().unwrap()), Transport::Tcp);
+            let password = password.map(str::as_bytes);
+            users.connect(&ConnectRequest {
+                peer: &peer,
+                version: Version::V5,
+                client_id: "c",
+                user,
+                password,
+            })
+        };
+        let (lan, own) = ("192.0.2.7:4711", "127.0.0.1:4711");
+        assert_eq!(verdict(lan, Some("panel"), Some("secret")), Verdict::Accept(Some("panel".into())));
+        assert_eq!(verdict(own, None, None), Verdict::Accept(None));
+        assert_eq!(verdict("[::ffff:127.0.0.1]:4711", None, None), Verdict::Accept(None));
+        assert_eq!(verdict(lan, None, None), Verdict::Refuse(ReasonCode::NOT_AUTHORIZED));
+        for (user, password) in [("panel", "secre"), ("panel", "secret2"), ("other", "secret"), ("", "")] {
+            let refused = Verdict::Refuse(ReasonCode::BAD_CREDENTIALS);
+            assert_eq!(verdict(lan, Some(user), Some(password)), refused, "{user}");
+        }
+        assert!(users.is_known(Some(("panel".into(), b"secret".to_vec()))) && !users.is_known(None));
+        // A reload that fails leaves the users as they were.
+        assert!(
+            users
+                .load(&BTreeMap::from([("x".to_owned(), SecretSource::File("/nonexistent".into()))]))
+                .is_err()
+        );
+        assert!(users.is_known(Some(("panel".into(), b"secret".to_vec()))));
+    }
+}

@@ -2,11 +2,13 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use harness::{
-    AmqpLedger, FaultProxy, Mode, Mosquitto, MqttClient, MqttLedger, RabbitMq, Report, Tidegate, record_of,
-    wait_until,
+    AmqpLedger, FaultProxy, Mode, Mosquitto, MosquittoConfig, MqttClient, MqttLedger, Port, RabbitMq, Report,
+    Scratch, Tidegate, record_of, wait_until,
 };
 use serde_json::Value;
 
@@ -83,6 +85,109 @@ fn a_retained_or_lost_session_costs_no_reading_when_mosquitto_restarts() {
     let report = ledger.ledger().check(&ids);
     println!("{}\n{}", Report::HEAD, report.row("mosquitto"));
     report.assert_whole("mosquitto");
+}
+
+#[test]
+fn an_mqtt_uplink_over_tls_trusts_the_named_authority_and_no_other() {
+    let scratch = Scratch::new("tls");
+    let ours = authority(&scratch, "ours");
+    let foreign = authority(&scratch, "foreign");
+    let (certificate, key) = certificate(&scratch, "ours");
+    let door = Port::reserve();
+    let broker = Mosquitto::with(MosquittoConfig {
+        persistence: false,
+        extra: vec![
+            format!("listener {} 127.0.0.1", door.number()),
+            format!("certfile {}", certificate.display()),
+            format!("keyfile {}", key.display()),
+        ],
+    });
+    let ledger = MqttLedger::start(broker.address(), "#", 1);
+    let cloud = |authority: &Path| {
+        mqtt("cloud", door.address(), "5.0", 1)
+            + &format!("tls = {{ ca = {:?} }}\n", authority.display().to_string())
+    };
+    let mut gateway = Tidegate::builder().tables(&sensor("20ms")).tables(&cloud(&foreign)).start();
+    let refused = wait_until(20 * SECOND, || {
+        let uplink = gateway.status()["uplinks"][0].clone();
+        (uplink["state"] == "backoff").then(|| uplink["detail"].as_str().unwrap_or("").to_owned())
+    });
+    assert!(refused.as_deref().is_some_and(|why| why.contains("ertificate")), "{refused:?}");
+    assert_eq!(ledger.ledger().distinct(), 0, "nothing goes to a broker that nobody vouches for");
+    gateway.stop();
+    gateway.configure("", &(sensor("20ms") + &cloud(&ours)));
+    gateway.start();
+    assert!(ledger.wait_for_ids(100, 20 * SECOND), "{:?}", gateway.status()["uplinks"]);
+}
+
+/// A certificate authority of its own, made by openssl.
+fn authority(scratch: &Scratch, name: &str) -> PathBuf {
+    let path = |end: &str| scratch.join(format!("{name}.{end}"));
+    openssl(&[
+        "req",
+        "-x509",
+        "-newkey",
+        "ec",
+        "-pkeyopt",
+        "ec_paramgen_curve:P-256",
+        "-nodes",
+        "-days",
+        "2",
+        "-subj",
+        &format!("/CN={name}"),
+        "-addext",
+        "keyUsage=critical,keyCertSign",
+        "-keyout",
+        path("key").to_str().unwrap(),
+        "-out",
+        path("pem").to_str().unwrap(),
+    ]);
+    path("pem")
+}
+
+/// A server's certificate for loopback, signed by that authority, and its key.
+fn certificate(scratch: &Scratch, authority: &str) -> (PathBuf, PathBuf) {
+    let path = |name: &str| scratch.join(name);
+    let text = |name: &str| path(name).display().to_string();
+    openssl(&[
+        "req",
+        "-newkey",
+        "ec",
+        "-pkeyopt",
+        "ec_paramgen_curve:P-256",
+        "-nodes",
+        "-subj",
+        "/CN=broker",
+        "-keyout",
+        &text("broker.key"),
+        "-out",
+        &text("broker.csr"),
+    ]);
+    scratch.write("broker.ext", "subjectAltName=IP:127.0.0.1\nextendedKeyUsage=serverAuth\n");
+    openssl(&[
+        "x509",
+        "-req",
+        "-days",
+        "2",
+        "-in",
+        &text("broker.csr"),
+        "-extfile",
+        &text("broker.ext"),
+        "-CA",
+        &text(&format!("{authority}.pem")),
+        "-CAkey",
+        &text(&format!("{authority}.key")),
+        "-CAcreateserial",
+        "-out",
+        &text("broker.pem"),
+    ]);
+    (path("broker.pem"), path("broker.key"))
+}
+
+fn openssl(arguments: &[&str]) {
+    let output =
+        Command::new("openssl").args(arguments).output().expect("openssl is installed by tests/run tools");
+    assert!(output.status.success(), "openssl {arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
 }
 
 #[test]
