@@ -1,5 +1,6 @@
 //! Python clients: paho-mqtt, pika and aiocoap in a virtual environment, and the consumers that keep ledgers with them.
 
+use std::collections::HashSet;
 use std::fs;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -111,9 +112,15 @@ impl Consumer {
 
     fn ledger(&self) -> Ledger {
         let mut ledger = Ledger::new();
+        let mut seen = HashSet::new();
         for message in self.messages() {
             for (id, channel) in record_of(message["payload"].as_str().unwrap_or("")) {
-                ledger.note(id, channel);
+                // DUP is between the broker and its subscriber (MQTT 5.0 §3.3.1.1): after a restart it gives again what
+                // it does not know to be acknowledged. What the gateway repeats comes without.
+                let is_redelivered = message["dup"] == true;
+                if seen.insert(id.clone()) || !is_redelivered {
+                    ledger.note(id, channel);
+                }
             }
         }
         ledger
