@@ -72,7 +72,7 @@ async fn run(
             // Cancel-safe: items are moved only when the call completes.
             taken = items.recv_many(&mut batch, BATCH), if commits.len() < COMMITS_IN_FLIGHT => {
                 if taken == 0 {
-                    return;
+                    break;
                 }
                 let lost = dropped.load(Ordering::Relaxed);
                 if lost > told {

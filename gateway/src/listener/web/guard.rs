@@ -1,6 +1,7 @@
 //! What every request has to pass, whatever its route, and the headers that every answer carries.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::extract::{Request, State};
 use axum::http::uri::Authority;
@@ -40,6 +41,10 @@ pub async fn check(State(gateway): State<Arc<Gateway>>, request: Request, next: 
     };
     let mut response = match refusal {
         Some(refusal) => refusal,
+        // A body that never comes must not hold a place for ever; answers that go on for long are to GET.
+        None if request.method() == Method::POST => tokio::time::timeout(POST_TIMEOUT, next.run(request))
+            .await
+            .unwrap_or_else(|_| (StatusCode::REQUEST_TIMEOUT, "the request took too long\n").into_response()),
         None => next.run(request).await,
     };
     for (name, value) in HEADERS {
@@ -84,6 +89,7 @@ fn basic(headers: &HeaderMap) -> Option<(String, Vec<u8>)> {
     Some((String::from_utf8(decoded[..colon].to_vec()).ok()?, decoded[colon + 1..].to_vec()))
 }
 
+const POST_TIMEOUT: Duration = Duration::from_secs(30);
 /// Nothing from elsewhere, nothing in frames, nothing guessed.
 const HEADERS: [(&str, &str); 5] = [
     (
