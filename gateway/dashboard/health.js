@@ -139,7 +139,7 @@ function clients(n) {
 }
 
 function clockWords(quality) {
-  const words = { ntp: "synchronised", rtc: "from its battery", file: "not set yet", none: "not set" };
+  const words = { ntp: "synchronised", rtc: "from its battery", file: "not synchronised", none: "not set" };
   return pick(words, quality, "not synchronised");
 }
 
