@@ -6,7 +6,6 @@ mod reload;
 use std::net::SocketAddr;
 use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
@@ -18,105 +17,21 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{broadcast, mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
-use crate::clock::{Clock, Stamp};
+use crate::clock::Clock;
 use crate::command::Desk;
 use crate::config::Config;
+use crate::gateway::Gateway;
 use crate::intake::Intake;
-use crate::listener::broker::{self, BrokerConfig, BrokerHandle};
-use crate::listener::coap::{self, CoapConfig, CoapHandle};
+use crate::listener::broker::{self, BrokerConfig};
+use crate::listener::coap::{self, CoapConfig};
 use crate::listener::{bind, web};
 use crate::live::{self, Live};
-use crate::reading::Reading;
 use crate::sampler::{DeviceConfig, Sampler};
-use crate::spool::{self, Damage, Spool};
+use crate::spool::{self, Spool};
 use crate::supervise::Supervisor;
 use crate::uplink;
 use crate::users::Users;
 use crate::{banner, health, notify, paths};
-
-/// What the listeners need of the running gateway.
-pub struct Gateway {
-    /// The last readings.
-    pub live: Live,
-    /// The log.
-    pub spool: Spool,
-    /// The way into it.
-    pub intake: Intake,
-    /// Commands.
-    pub desk: Desk,
-    /// The MQTT broker.
-    pub broker: BrokerHandle,
-    /// The CoAP server.
-    pub coap: CoapHandle,
-    /// Every reading as it comes; who is too slow misses some.
-    pub readings: broadcast::Sender<Reading>,
-    /// Readings that the sampler dropped because nobody took them in time.
-    pub dropped_by_sampler: Arc<AtomicU64>,
-    /// Who may come in.
-    pub users: Users,
-    /// The machine's clocks.
-    pub clock: Clock,
-    /// When the gateway started.
-    pub started: Stamp,
-    /// What was found damaged at start.
-    pub damage: Option<Damage>,
-    /// What is served where.
-    pub listeners: Vec<(&'static str, SocketAddr)>,
-    /// Replaced as a whole by a reload.
-    config: RwLock<Arc<Config>>,
-    /// The running uplinks; changed by a reload only.
-    uplinks: Mutex<Vec<uplink::Handle>>,
-    reloads: mpsc::Sender<oneshot::Sender<Result<String, String>>>,
-    /// Entries appended and when that was looked at, for the rate.
-    appended: Mutex<(Instant, u64, f64)>,
-    /// The day (since 1970, UTC) and the bytes written when it began.
-    written: Mutex<(i64, u64)>,
-}
-
-impl Gateway {
-    /// The configuration in force.
-    pub fn config(&self) -> Arc<Config> {
-        self.config.read().unwrap_or_else(PoisonError::into_inner).clone()
-    }
-
-    /// The running uplinks.
-    pub fn uplinks(&self) -> Vec<uplink::Handle> {
-        self.uplinks.lock().unwrap_or_else(PoisonError::into_inner).clone()
-    }
-
-    /// Entries appended per second, over the last seconds.
-    pub fn appended_per_s(&self) -> f64 {
-        let total = self.spool.stats().appended;
-        let mut seen = self.appended.lock().unwrap_or_else(PoisonError::into_inner);
-        let passed = seen.0.elapsed();
-        if passed > Duration::from_secs(2) {
-            *seen = (Instant::now(), total, (total - seen.1) as f64 / passed.as_secs_f64());
-        }
-        seen.2
-    }
-
-    /// Bytes this process caused to be written to disk since midnight UTC, or since it started.
-    pub fn written_today(&self) -> u64 {
-        let day = self.clock.stamp().wall.map_or(0, |wall| wall.unix_ns / 86_400_000_000_000);
-        let total = health::written_bytes();
-        let mut seen = self.written.lock().unwrap_or_else(PoisonError::into_inner);
-        if seen.0 != day {
-            // The first day begins with the process, which had written nothing before.
-            *seen = (day, if seen.0 == 0 { 0 } else { total });
-        }
-        total - seen.1
-    }
-
-    /// Has the configuration read again; says what changed.
-    ///
-    /// # Errors
-    /// The mistakes, drawn for a person; the old configuration stays in force.
-    pub async fn request_reload(&self) -> Result<String, String> {
-        let (reply, answer) = oneshot::channel();
-        self.reloads.send(reply).await.map_err(|_| "the gateway is stopping".to_owned())?;
-        answer.await.map_err(|_| "the gateway is stopping".to_owned())?
-    }
-}
 
 /// How the gateway is to run.
 #[derive(Debug, Clone)]

@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use std::io::{IsTerminal as _, Write as _};
 use std::path::Path;
 
-use crate::app::Gateway;
+use crate::gateway::Gateway;
 use crate::logging::no_colour;
 
 /// Prints it to stdout.

@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use serde_json::{Value as Json, json};
 
-use crate::app::Gateway;
 use crate::clock::WallQuality;
+use crate::gateway::Gateway;
 use crate::payload;
 use crate::spool::Stats;
 use crate::uplink;
@@ -174,13 +174,6 @@ async fn uplink_json(gateway: &Gateway, handle: &uplink::Handle, stats: &Stats, 
         "waiting": waiting, "oldest_age_s": age_s, "lag_s": age_s.unwrap_or(0.0), "in_flight": status.in_flight,
         "confirmed": status.confirmed, "rate_per_s": status.rate, "cursor": status.cursor,
     })
-}
-
-/// Bytes this process caused to be written to disk since it started, from `/proc/self/io`.
-pub fn written_bytes() -> u64 {
-    let io = std::fs::read_to_string("/proc/self/io").unwrap_or_default();
-    let line = io.lines().find_map(|line| line.strip_prefix("write_bytes: "));
-    line.and_then(|bytes| bytes.parse().ok()).unwrap_or_default()
 }
 
 fn seconds(duration: Duration) -> String {

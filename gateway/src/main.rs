@@ -8,6 +8,7 @@ mod command;
 mod config;
 mod control;
 mod export;
+mod gateway;
 mod health;
 mod home_assistant;
 mod intake;

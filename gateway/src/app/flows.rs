@@ -10,8 +10,9 @@ use mqtt::{Filter, Origin};
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
-use super::{COMMANDS, Gateway};
+use super::COMMANDS;
 use crate::command::Command;
+use crate::gateway::Gateway;
 use crate::listener::broker::{Delivered, Ingress};
 use crate::listener::coap;
 use crate::payload::{Format, ROOT};

@@ -4,7 +4,8 @@ use std::sync::{Arc, PoisonError};
 
 use log::{error, info, warn};
 
-use super::{Gateway, Start, filters, shown, spool_options, start_uplink};
+use super::{Start, filters, shown, spool_options, start_uplink};
+use crate::gateway::Gateway;
 use crate::sampler::Sampler;
 use crate::supervise::Supervisor;
 use crate::{notify, uplink};

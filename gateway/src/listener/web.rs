@@ -30,7 +30,7 @@ use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
-use crate::app::Gateway;
+use crate::gateway::Gateway;
 use crate::listener::websocket::{SUBPROTOCOL, WebSocketStream};
 
 /// Where a request came in.

@@ -15,8 +15,8 @@ use serde_json::{Value, json};
 use tokio::sync::broadcast::error::RecvError;
 
 use super::Door;
-use crate::app::Gateway;
 use crate::command::{Command, Refusal};
+use crate::gateway::Gateway;
 use crate::payload::{self, Format};
 use crate::reading::{ChannelId, Reading};
 use crate::spool::{HistoryQuery, Seq};

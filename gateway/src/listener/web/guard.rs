@@ -12,7 +12,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 
 use super::Door;
-use crate::app::Gateway;
+use crate::gateway::Gateway;
 
 /// Lets a request through or answers it.
 pub async fn check(State(gateway): State<Arc<Gateway>>, request: Request, next: Next) -> Response {
