@@ -77,7 +77,7 @@ function HealthChip({ store }) {
 function ClockChip({ store }) {
   const quality = store.status?.time?.quality;
   if (!quality || quality === "ntp") return null;
-  const words = { rtc: "clock by its own battery", file: "clock not synchronised", none: "clock not set" };
+  const words = { rtc: "clock by its own battery", file: "no time server yet", none: "clock not set" };
   const meaning =
     quality === "rtc"
       ? "The time comes from the real-time clock; no time server has been reached yet."

@@ -73,7 +73,7 @@ pub enum Verb {
     },
     /// Tell an actuator a value, and wait for how it went
     Set {
-        /// As in pump/relay
+        /// As in pump/state
         channel: String,
         /// on, off, or a number
         #[arg(allow_hyphen_values = true)]
@@ -314,7 +314,7 @@ Examples:
   tidegate                          run with this machine's own sensors
   tidegate check -c barn.toml       say all that is wrong with a configuration
   tidegate tail cellar              follow the readings of one device
-  tidegate set pump/relay on        switch an actuator
+  tidegate set pump/state on        switch an actuator
   tidegate export --channel cellar/temperature --from 2026-11-20T00:00:00Z > cellar.csv
 
 Exit codes: 0 done, 1 failed or not well, 78 the configuration cannot be used";

@@ -38,8 +38,10 @@ pub fn status(status: &Json, with_colour: bool) -> String {
             paint.red(&format!("{state:<9}"))
         };
         let last = device["last_s"].as_f64().map_or("never".to_owned(), |age| format!("{} ago", span(age)));
-        let sim =
-            if device["simulated"].as_bool() == Some(true) { paint.dim("  sim") } else { String::new() };
+        let bus = text(&device["bus"]);
+        // A simulated wire says so by its name.
+        let is_silent = device["simulated"].as_bool() != Some(true) || bus.contains("sim");
+        let sim = if is_silent { String::new() } else { paint.dim("  sim") };
         let detail = text(&device["detail"]);
         let detail = if detail.is_empty() { detail } else { format!("  {detail}") };
         let _ = writeln!(
@@ -48,7 +50,7 @@ pub fn status(status: &Json, with_colour: bool) -> String {
             text(&device["name"]),
             text(&device["type"]),
             last,
-            text(&device["bus"])
+            bus
         );
     }
 
