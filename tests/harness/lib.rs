@@ -26,7 +26,7 @@ pub use ledger::{Id, Ledger, Report, record_of};
 pub use mosquitto::{Mosquitto, MosquittoConfig};
 pub use mqtt::{Incoming, MqttClient};
 pub use port::Port;
-pub use process::{Process, wait_until};
+pub use process::{Process, unshare, wait_until};
 pub use proxy::{FaultProxy, Mode};
 pub use python::{AmqpLedger, MqttLedger, python, script};
 pub use rabbitmq::RabbitMq;

@@ -23,6 +23,17 @@ pub struct Process {
     ended: Option<ExitStatus>,
 }
 
+/// What stands before a command line to run it in a namespace of its own: `kind` is `--mount` or `--net`. Where that is
+/// allowed as it is (to root), no user namespace is made: not every place allows one.
+pub fn unshare(kind: &str) -> Vec<&str> {
+    let is_allowed = Command::new("unshare").args([kind, "true"]).stderr(Stdio::null()).status();
+    let mut words = vec!["unshare", kind];
+    if !is_allowed.is_ok_and(|status| status.success()) {
+        words.push("--map-root-user");
+    }
+    words
+}
+
 #[derive(Debug, Default)]
 struct Lines {
     seen: Mutex<Seen>,

@@ -4,7 +4,7 @@
 use std::process::{Command, Output};
 use std::time::Duration;
 
-use harness::{MqttClient, Scratch, Tidegate, binary, script, tool, wait_until};
+use harness::{MqttClient, Scratch, Tidegate, binary, script, tool, unshare, wait_until};
 use serde_json::Value;
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -42,8 +42,10 @@ echo "exit $?"
 #[test]
 fn the_first_session_works_on_the_default_ports_without_any_configuration() {
     let scratch = Scratch::new("first-session");
-    let output = Command::new(tool("unshare"))
-        .args(["--net", "--map-root-user", "sh", "-c", FIRST_SESSION])
+    let words = unshare("--net");
+    let output = Command::new(tool(words[0]))
+        .args(&words[1..])
+        .args(["sh", "-c", FIRST_SESSION])
         .current_dir(&*scratch)
         .env("TIDEGATE", binary())
         .env("PYTHON", harness::python())

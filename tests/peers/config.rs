@@ -7,7 +7,7 @@ use std::net::TcpListener;
 use std::process::{Command, Output};
 use std::time::Duration;
 
-use harness::{MqttClient, Process, Scratch, Tidegate, binary, tool, wait_until};
+use harness::{MqttClient, Process, Scratch, Tidegate, binary, tool, unshare, wait_until};
 use serde_json::Value;
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -164,7 +164,7 @@ fn a_full_disk_wedges_nothing_and_is_reported() {
     let mut gateway = Tidegate::builder()
         .tables(&SENSOR.replace("50ms", "1ms"))
         .tables("[[uplink]]\nname = \"away\"\ntype = \"mqtt\"\naddress = \"127.0.0.1:9\"")
-        .through(&["unshare", "--mount", "--map-root-user", "sh", "-c", mount, "sh"])
+        .through(&[&*unshare("--mount"), &["sh", "-c", mount, "sh"]].concat())
         .start();
     let gaps = || gateway.status()["spool"]["gaps"].as_array().map_or(0, Vec::len);
     let noticed = wait_until(120 * SECOND, || (gaps() > 0).then_some(()));
