@@ -46,4 +46,22 @@ type = "bme280"
 bus = "sim"
 address = 0x76
 interval = "2s"
+
+[[device]]
+name = "door"
+type = "gpio-input"
+chip = "sim"
+line = "GPIO17"
+
+[[device]]
+name = "meter"
+type = "pulse-counter"
+chip = "sim"
+line = "GPIO22"
+
+[[device]]
+name = "pump"
+type = "gpio-output"
+chip = "sim"
+line = "GPIO27"
 "#;
