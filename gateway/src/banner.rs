@@ -65,7 +65,7 @@ fn text(gateway: &Gateway, state: &Path, with_colour: bool) -> String {
         let _ = writeln!(out, "  mosquitto_sub {host}{port}-v -t 'tidegate/#'");
     }
     if let Some(coap) = ports.get("coap") {
-        let _ = writeln!(out, "  coap-client -m get coap://{coap}/.well-known/core");
+        let _ = writeln!(out, "  {} -m get coap://{coap}/.well-known/core", coap_client());
     }
     let _ = writeln!(out, "  tidegate status");
 
@@ -83,4 +83,13 @@ fn text(gateway: &Gateway, state: &Path, with_colour: bool) -> String {
     }
     out.push('\n');
     out
+}
+
+/// The client's name on this machine: Debian 12 installs libcoap's under the name of its TLS library only.
+fn coap_client() -> &'static str {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let is_here = |name: &str| std::env::split_paths(&path).any(|directory| directory.join(name).is_file());
+    let plain = "coap-client";
+    let debian = "coap-client-notls";
+    if !is_here(plain) && is_here(debian) { debian } else { plain }
 }
