@@ -1,6 +1,6 @@
 //! SenML in CBOR (RFC 8428 §6): the same records, field names as small integers.
 
-use minicbor::data::Type;
+use minicbor::data::{Tag, Type};
 use minicbor::{Decoder, Encoder};
 
 use crate::MAX_RECORDS;
@@ -9,7 +9,13 @@ use crate::record::{Extension, OwnedValue, ParseError, Raw, Record, Resolved, Re
 /// Writes a pack as one CBOR array of maps.
 pub fn write(records: &[Record<'_>], out: &mut Vec<u8>) {
     // Writing into a `Vec` cannot fail.
-    let _ = encode(records, out);
+    let _ = encode(records, out, false);
+}
+
+/// As [`write`], with numbers as decimal fractions where those are shorter (tag 4, RFC 8428 §6): what a sensor
+/// measured to a few digits takes a few bytes, and packs compress well.
+pub fn write_compact(records: &[Record<'_>], out: &mut Vec<u8>) {
+    let _ = encode(records, out, true);
 }
 
 /// Reads and resolves a pack.
@@ -54,6 +60,7 @@ impl From<minicbor::decode::Error> for ParseError {
 fn encode(
     records: &[Record<'_>],
     out: &mut Vec<u8>,
+    is_compact: bool,
 ) -> Result<(), minicbor::encode::Error<<Vec<u8> as minicbor::encode::Write>::Error>> {
     let mut e = Encoder::new(out);
     e.array(records.len() as u64)?;
@@ -73,7 +80,7 @@ fn encode(
             e.i8(BASE_NAME)?.str(name)?;
         }
         if let Some(time) = record.base_time {
-            e.i8(BASE_TIME)?.f64(time)?;
+            write_time(e.i8(BASE_TIME)?, time, is_compact)?;
         }
         if let Some(name) = record.name {
             e.i8(NAME)?.str(name)?;
@@ -82,27 +89,70 @@ fn encode(
             e.i8(UNIT)?.str(unit)?;
         }
         match value {
-            Some(Value::Number(number)) if f64::from(number as f32) == number => {
-                e.i8(VALUE)?.f32(number as f32)?
-            }
-            Some(Value::Number(number)) => e.i8(VALUE)?.f64(number)?,
+            Some(Value::Number(number)) => write_number(e.i8(VALUE)?, number, is_compact)?,
             Some(Value::Integer(number)) => e.i8(VALUE)?.i64(number)?,
             Some(Value::Text(text)) => e.i8(TEXT)?.str(text)?,
             Some(Value::Boolean(truth)) => e.i8(BOOLEAN)?.bool(truth)?,
             None => &mut e,
         };
         if let Some(time) = record.time {
-            e.i8(TIME)?.f64(time)?;
+            write_time(e.i8(TIME)?, time, is_compact)?;
         }
         for (name, value) in record.extensions {
             e.str(name)?;
             match value {
                 Extension::Integer(number) => e.i64(*number)?,
+                Extension::Number(number) => write_number(&mut e, *number, is_compact)?,
                 Extension::Text(text) => e.str(text)?,
+                Extension::Boolean(truth) => e.bool(*truth)?,
             };
         }
     }
     Ok(())
+}
+
+type Written<'e, 'o> = Result<
+    &'e mut Encoder<&'o mut Vec<u8>>,
+    minicbor::encode::Error<<Vec<u8> as minicbor::encode::Write>::Error>,
+>;
+
+/// The shortest form that reads back as the same number.
+fn write_number<'e, 'o>(
+    e: &'e mut Encoder<&'o mut Vec<u8>>,
+    number: f64,
+    is_compact: bool,
+) -> Written<'e, 'o> {
+    match decimal(number).filter(|_| is_compact) {
+        Some((mantissa, 0)) => e.i64(mantissa),
+        // Array, exponent and a mantissa of up to four bytes: shorter than a double, and of equal bytes at the front.
+        Some((mantissa, exponent)) if (-24..0).contains(&exponent) && i32::try_from(mantissa).is_ok() => {
+            e.tag(Tag::new(DECIMAL_FRACTION))?.array(2)?.i8(exponent)?.i64(mantissa)
+        }
+        _ if f64::from(number as f32) == number => e.f32(number as f32),
+        _ => e.f64(number),
+    }
+}
+
+/// Plainly a double, as every reader expects of a time.
+fn write_time<'e, 'o>(e: &'e mut Encoder<&'o mut Vec<u8>>, time: f64, is_compact: bool) -> Written<'e, 'o> {
+    if is_compact { write_number(e, time, true) } else { e.f64(time) }
+}
+
+/// The shortest digits that read back as `number`: a mantissa and a power of ten, which is 0 or negative.
+fn decimal(number: f64) -> Option<(i64, i8)> {
+    let text = format!("{number:e}");
+    let (digits, exponent) = text.split_once('e')?;
+    let (whole, fraction) = digits.split_once('.').unwrap_or((digits, ""));
+    let mantissa: i64 = format!("{whole}{fraction}").parse().ok()?;
+    let exponent = exponent.parse::<i32>().ok()? - fraction.len() as i32;
+    // A negative zero has no integer.
+    if number == 0.0 && number.is_sign_negative() {
+        return None;
+    }
+    match u32::try_from(exponent) {
+        Ok(power) => Some((10i64.checked_pow(power)?.checked_mul(mantissa)?, 0)),
+        Err(_) => Some((mantissa, i8::try_from(exponent).ok()?)),
+    }
 }
 
 fn record(decoder: &mut Decoder<'_>) -> Result<Raw, ParseError> {
@@ -145,10 +195,18 @@ fn record(decoder: &mut Decoder<'_>) -> Result<Raw, ParseError> {
     Ok(raw)
 }
 
-/// Any of CBOR's numbers as `f64` (RFC 8428 §6 allows integers, halves, singles and doubles).
+/// Any of CBOR's numbers as `f64` (RFC 8428 §6 allows integers, halves, singles, doubles and decimal fractions).
 fn number(decoder: &mut Decoder<'_>) -> Result<f64, ParseError> {
     let number = match decoder.datatype()? {
         Type::F16 | Type::F32 | Type::F64 => decoder.f64()?,
+        Type::Tag => {
+            if decoder.tag()? != Tag::new(DECIMAL_FRACTION) || decoder.array()? != Some(2) {
+                return Err(ParseError::Malformed("a tag that is no decimal fraction".into()));
+            }
+            let (exponent, mantissa) = (decoder.i16()?, decoder.i64()?);
+            // By way of its digits: that rounds once.
+            format!("{mantissa}e{exponent}").parse().unwrap_or(f64::NAN)
+        }
         _ => decoder.i64()? as f64,
     };
     if number.is_finite() {
@@ -162,6 +220,8 @@ fn at_break(decoder: &mut Decoder<'_>) -> bool {
     matches!(decoder.datatype(), Ok(Type::Break) | Err(_))
 }
 
+/// RFC 8949 §3.4.4: an array of a power of ten and a mantissa.
+const DECIMAL_FRACTION: u64 = 4;
 const VERSION: i8 = -1;
 const BASE_NAME: i8 = -2;
 const BASE_TIME: i8 = -3;
@@ -224,6 +284,23 @@ mod tests {
             prop_assert_eq!(&records[0].name, &format!("x/{name}"));
             prop_assert_eq!(&records[0].value, &Some(OwnedValue::Number(number)));
             prop_assert_eq!(&records[1].value, &Some(OwnedValue::Boolean(truth)));
+        }
+
+        #[test]
+        fn the_compact_form_reads_back_to_the_last_bit(
+            number in prop_oneof![any::<f64>().prop_filter("finite", |n| n.is_finite()), (-9_999_999i64..9_999_999, 0i32..6).prop_map(|(m, e)| m as f64 / 10f64.powi(e))],
+            ms in 0i64..4_000_000_000_000,
+        ) {
+            let (mut out, mut plain) = (Vec::new(), Vec::new());
+            let time = ms as f64 / 1e3;
+            let record = [Record { name: Some("x"), value: Some(Value::Number(number)), time: Some(time), ..Record::default() }];
+            write_compact(&record, &mut out);
+            write(&record, &mut plain);
+            prop_assert!(out.len() <= plain.len());
+            let records = parse(&out).unwrap();
+            let read = match records[0].value { Some(OwnedValue::Number(read)) => read, _ => f64::NAN };
+            prop_assert_eq!(read, number);
+            prop_assert_eq!(records[0].time, time);
         }
 
         #[test]

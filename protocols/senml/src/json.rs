@@ -101,7 +101,11 @@ fn write_record(record: &Record<'_>, out: &mut Vec<u8>) {
             Extension::Integer(number) => {
                 let _ = write!(out, "{number}");
             }
+            Extension::Number(number) => write_number(if number.is_finite() { *number } else { 0.0 }, out),
             Extension::Text(text) => write_text(text, out),
+            Extension::Boolean(truth) => {
+                let _ = write!(out, "{truth}");
+            }
         }
     }
     out.push(b'}');

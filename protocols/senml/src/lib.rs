@@ -9,7 +9,10 @@ mod json;
 mod record;
 mod unit;
 
-pub use cbor::{parse as parse_cbor, parse_below as parse_cbor_below, write as write_cbor};
+pub use cbor::{
+    parse as parse_cbor, parse_below as parse_cbor_below, write as write_cbor,
+    write_compact as write_cbor_compact,
+};
 pub use json::{parse as parse_json, parse_below as parse_json_below, write as write_json};
 pub use record::{Extension, OwnedValue, ParseError, Record, Resolved, Value, is_valid_name};
 pub use unit::{Unit, unit};

@@ -39,8 +39,12 @@ pub enum Value<'a> {
 pub enum Extension<'a> {
     /// A whole number.
     Integer(i64),
+    /// A number; what is not finite is written as 0.
+    Number(f64),
     /// Text.
     Text(&'a str),
+    /// A truth.
+    Boolean(bool),
 }
 
 /// One record on its way in, resolved: nothing of it depends on its neighbours any more (§4.6).
