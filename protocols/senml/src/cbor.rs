@@ -122,13 +122,19 @@ fn write_number<'e, 'o>(
     number: f64,
     is_compact: bool,
 ) -> Written<'e, 'o> {
+    let is_single = f64::from(number as f32) == number;
     match decimal(number).filter(|_| is_compact) {
-        Some((mantissa, 0)) => e.i64(mantissa),
-        // Array, exponent and a mantissa of up to four bytes: shorter than a double, and of equal bytes at the front.
-        Some((mantissa, exponent)) if (-24..0).contains(&exponent) && i32::try_from(mantissa).is_ok() => {
+        Some((mantissa, 0)) if !is_single || u32::try_from(mantissa.unsigned_abs()).is_ok() => {
+            e.i64(mantissa)
+        }
+        // Tag, array, exponent and mantissa: three bytes and the mantissa's one to five, against five or nine.
+        Some((mantissa, exponent))
+            if (-24..0).contains(&exponent)
+                && mantissa.unsigned_abs() <= if is_single { 0xFF } else { 0xFFFF_FFFF } =>
+        {
             e.tag(Tag::new(DECIMAL_FRACTION))?.array(2)?.i8(exponent)?.i64(mantissa)
         }
-        _ if f64::from(number as f32) == number => e.f32(number as f32),
+        _ if is_single => e.f32(number as f32),
         _ => e.f64(number),
     }
 }
