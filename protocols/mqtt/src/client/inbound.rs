@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use mqtt_protocol_core::mqtt::packet::{Property, v5_0};
 
-use super::{AckToken, Client, Event, Granted, Owed, Phase, Sent};
+use super::outbox::Sent;
+use super::{AckToken, Client, Event, Granted, Owed, Phase};
 use crate::wire::{self, Ack, Frame, PublishView, Reader, Version, kind, write_ack};
 use crate::{Qos, ReasonCode, Topic};
 
@@ -31,7 +32,7 @@ impl Client {
                 if ack.reason == ReasonCode::PACKET_ID_NOT_FOUND {
                     ack.reason = ReasonCode::SUCCESS;
                 }
-                self.finish(ack, |sent| sent.is_received);
+                self.finish(ack, |sent| sent.is_released);
             }
             kind::PUBREL => {
                 let ack = Ack::read(version, frame.body)?;
@@ -45,7 +46,7 @@ impl Client {
                 if version == Version::V5 {
                     reader.properties()?;
                 }
-                if self.subscribing.remove(&packet_id) {
+                if self.outbox.end_subscription(packet_id) {
                     let codes = reader.0.iter().map(|code| ReasonCode(*code)).collect();
                     self.events.push_back(Event::Subscribed { packet_id, codes });
                 }
@@ -125,18 +126,13 @@ impl Client {
         Ok(())
     }
 
-    /// After a reconnect: what the broker has received needs PUBREL again, in the order of the packet ids' messages
-    /// [MQTT-4.4.0-1].
+    /// After a reconnect: what the broker has received needs PUBREL again, in the order of the messages
+    /// [MQTT-4.4.0-1]. What the caller has not released yet follows when it does.
     fn release_received(&mut self) {
-        for entry in self.unfinished() {
-            if entry.is_received {
-                write_ack(
-                    &mut self.output,
-                    self.options.version,
-                    kind::PUBREL,
-                    entry.packet_id,
-                    ReasonCode::SUCCESS,
-                );
+        for (_, sent) in self.outbox.unfinished() {
+            if sent.is_released {
+                let version = self.options.version;
+                write_ack(&mut self.output, version, kind::PUBREL, sent.packet_id, ReasonCode::SUCCESS);
             }
         }
     }
@@ -174,31 +170,35 @@ impl Client {
     }
 
     fn handle_pubrec(&mut self, ack: Ack) {
-        let sent = self.ids.get(&ack.packet_id).and_then(|id| self.sent.get_mut(id));
-        let mut reason = ReasonCode::PACKET_ID_NOT_FOUND;
-        if let Some(sent) = sent
-            && sent.qos == Qos::ExactlyOnce
-        {
-            if ack.reason.is_error() {
-                self.finish(ack, |sent| !sent.is_received);
-                return;
-            }
-            sent.is_received = true;
-            reason = ReasonCode::SUCCESS;
+        let Some((id, sent)) =
+            self.outbox.under(ack.packet_id).filter(|(_, sent)| sent.qos == Qos::ExactlyOnce)
+        else {
+            let reason = ReasonCode::PACKET_ID_NOT_FOUND;
+            write_ack(&mut self.output, self.options.version, kind::PUBREL, ack.packet_id, reason);
+            return;
+        };
+        if ack.reason.is_error() {
+            self.finish(ack, |sent| !sent.is_received);
+        } else if sent.is_released || self.options.releases_by_itself {
+            self.outbox.mark_received(id, true);
+            let reason = ReasonCode::SUCCESS;
+            write_ack(&mut self.output, self.options.version, kind::PUBREL, ack.packet_id, reason);
+        } else if !sent.is_received {
+            self.outbox.mark_received(id, false);
+            self.events.push_back(Event::Received { id });
         }
-        write_ack(&mut self.output, self.options.version, kind::PUBREL, ack.packet_id, reason);
     }
 
     /// A final answer to one of our messages.
     fn finish(&mut self, ack: Ack, fits: impl Fn(&Sent) -> bool) {
-        let Some(&id) = self.ids.get(&ack.packet_id) else {
-            self.burned.remove(&ack.packet_id);
+        let Some((id, sent)) = self.outbox.under(ack.packet_id) else {
+            self.outbox.settle_burned(ack.packet_id);
             return;
         };
-        if !self.sent.get(&id).is_some_and(fits) {
+        if !fits(&sent) {
             return;
         }
-        self.release(id);
+        self.outbox.finish(id);
         self.events.push_back(if ack.reason.is_error() {
             Event::Failed { id, reason: ack.reason }
         } else {

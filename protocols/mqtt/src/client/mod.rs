@@ -5,6 +5,10 @@
 //! again, in the order of its log; what the broker already holds is not sent twice. That state can be exported and
 //! imported, so that QoS 2 stays exactly-once over a restart of the process, provided the broker kept the session.
 //!
+//! A caller that has to survive its own end at any moment chooses the packet ids ([`Client::publish_as`]) and says
+//! itself when PUBREL may be written: after [`Event::Received`] is on its disk ([`Options::releases_by_itself`],
+//! [`Client::release`]). From then on a restart imports the message as received, and it is not published again.
+//!
 //! ```text
 //! connect ──► transmit ⇄ handle_input ──► poll_event: Connected, Confirmed, Failed, Message, Subscribed, Closed
 //!                 ▲
@@ -13,11 +17,14 @@
 
 mod inbound;
 mod options;
+mod outbox;
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::time::{Duration, Instant};
 
 use thiserror::Error;
+
+use outbox::Outbox;
 
 pub use options::{Options, OptionsError};
 
@@ -33,17 +40,7 @@ pub struct Client {
     input: Vec<u8>,
     output: Vec<u8>,
     events: VecDeque<Event>,
-    /// Messages without a final answer, by the caller's id.
-    sent: HashMap<u64, Sent>,
-    /// The caller's id of each packet id in use.
-    ids: HashMap<u16, u64>,
-    next_packet_id: u16,
-    /// Packet ids of messages given up while their answer may still come: not used until it has, or cannot any more.
-    burned: BTreeMap<u16, Qos>,
-    /// SUBSCRIBE and UNSUBSCRIBE packets without an answer.
-    subscribing: BTreeSet<u16>,
-    /// How many of them went out on this connection: what the window bounds.
-    offered: usize,
+    outbox: Outbox,
     /// QoS 2 messages taken and not yet released by the broker: the token of each, and whether the caller is done.
     incoming: BTreeMap<u16, (u64, bool)>,
     /// PUBACKs and PUBRECs owed to the broker, in the order of its PUBLISH packets [MQTT-4.6.0-2].
@@ -67,6 +64,12 @@ pub enum Event {
         session_present: bool,
         /// The client id the broker chose, if it was asked to.
         assigned_client_id: Option<String>,
+    },
+    /// The broker has received this message (PUBREC) and waits for PUBREL; only where the caller has taken it upon
+    /// itself to say when ([`Options::releases_by_itself`]).
+    Received {
+        /// The caller's id.
+        id: u64,
     },
     /// The broker has taken responsibility for this message (PUBACK or PUBCOMP).
     Confirmed {
@@ -127,6 +130,9 @@ pub enum PublishError {
     /// As many messages as agreed are unconfirmed; offer it again after [`Event::Confirmed`].
     #[error("window full")]
     WindowFull,
+    /// The packet id belongs to something unfinished; offer it again after that is confirmed.
+    #[error("packet id {0} in use")]
+    PacketIdInUse(u16),
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -134,15 +140,6 @@ enum Phase {
     Closed,
     Connecting { until: Instant },
     Connected,
-}
-
-#[derive(Clone, Copy, Debug)]
-struct Sent {
-    packet_id: u16,
-    qos: Qos,
-    is_received: bool,
-    /// Whether it went out on this connection.
-    is_offered: bool,
 }
 
 struct Owed {
@@ -173,17 +170,12 @@ impl Client {
             keep_alive: options.keep_alive,
         };
         Ok(Self {
+            outbox: Outbox::new(options.own_packet_ids.clone()),
             options,
             phase: Phase::Closed,
             input: Vec::new(),
             output: Vec::new(),
             events: VecDeque::new(),
-            sent: HashMap::new(),
-            ids: HashMap::new(),
-            next_packet_id: 1,
-            burned: BTreeMap::new(),
-            subscribing: BTreeSet::new(),
-            offered: 0,
             incoming: BTreeMap::new(),
             owed: VecDeque::new(),
             next_token: 1,
@@ -196,30 +188,23 @@ impl Client {
     }
 
     /// Takes over what another client, of an earlier process perhaps, left unfinished in the same session; before the
-    /// first [`Client::connect`].
+    /// first [`Client::connect`]. The order is that in which the messages were sent. Of what is imported as received
+    /// PUBREL is written as soon as the broker shows that it kept the session.
     pub fn import(&mut self, unfinished: &[Unfinished], incoming: &[u16]) {
-        for entry in unfinished {
-            let Unfinished { id, packet_id, qos, is_received } = *entry;
-            self.sent.insert(id, Sent { packet_id, qos, is_received, is_offered: false });
-            self.ids.insert(packet_id, id);
-        }
+        self.outbox.import(unfinished);
         self.incoming.extend(incoming.iter().map(|packet_id| (*packet_id, (0, true))));
     }
 
-    /// What is sent and has no final answer, in order of id.
+    /// What is sent and has no final answer, in the order in which it was sent.
     pub fn unfinished(&self) -> Vec<Unfinished> {
-        let mut list: Vec<Unfinished> = self
-            .sent
-            .iter()
-            .map(|(id, sent)| Unfinished {
-                id: *id,
-                packet_id: sent.packet_id,
-                qos: sent.qos,
-                is_received: sent.is_received,
-            })
-            .collect();
-        list.sort_unstable_by_key(|entry| entry.id);
-        list
+        let list = self.outbox.unfinished().into_iter();
+        list.map(|(id, sent)| Unfinished {
+            id,
+            packet_id: sent.packet_id,
+            qos: sent.qos,
+            is_received: sent.is_received,
+        })
+        .collect()
     }
 
     /// Packet ids of QoS 2 messages that the caller has acknowledged and the broker has not yet released; they belong
@@ -245,15 +230,9 @@ impl Client {
         self.phase = Phase::Closed;
         self.input = Vec::new();
         self.owed.clear();
-        self.subscribing.clear();
+        self.outbox.handle_gone();
         self.aliases.clear();
         self.answer_due = None;
-        // Only a QoS 2 message outlives its connection at the broker.
-        self.burned.retain(|_, qos| *qos == Qos::ExactlyOnce);
-        self.offered = 0;
-        for sent in self.sent.values_mut() {
-            sent.is_offered = false;
-        }
     }
 
     /// Whether CONNACK has come.
@@ -263,22 +242,31 @@ impl Client {
 
     /// How many more messages [`Client::publish`] takes now at QoS 1 and 2.
     pub fn capacity(&self) -> usize {
-        if self.is_connected() { self.granted.window.saturating_sub(self.offered) } else { 0 }
+        if self.is_connected() { self.granted.window.saturating_sub(self.busy()) } else { 0 }
     }
 
     /// Sends a message under the caller's id. At QoS 1 and 2 [`Event::Confirmed`] or [`Event::Failed`] follows; at
     /// QoS 0 nothing does. An id that is in flight already is not sent a second time on one connection.
     pub fn publish(&mut self, id: u64, message: &Message) -> Result<(), PublishError> {
+        self.publish_under(id, None, message)
+    }
+
+    /// The same under a packet id of the caller's choice, above 0 and outside [`Options::own_packet_ids`]: a caller
+    /// that can tell the packet id from the message needs no table of them to survive its own end.
+    pub fn publish_as(&mut self, id: u64, packet_id: u16, message: &Message) -> Result<(), PublishError> {
+        self.publish_under(id, Some(packet_id), message)
+    }
+
+    fn publish_under(&mut self, id: u64, chosen: Option<u16>, message: &Message) -> Result<(), PublishError> {
         if !self.is_connected() {
             return Err(PublishError::NotConnected);
         }
-        let known = self.sent.get(&id).copied();
+        let known = self.outbox.find(id);
         let qos = known.map_or(message.qos, |sent| sent.qos);
-        if known.is_some_and(|sent| sent.is_offered || sent.is_received) {
+        if known.is_some_and(|sent| sent.is_offered() || sent.is_received) {
             return Ok(());
         }
-        let has_no_id_left = known.is_none() && self.sent.len() + self.burned.len() >= MAX_UNFINISHED;
-        if qos != Qos::AtMostOnce && (self.offered >= self.granted.window || has_no_id_left) {
+        if qos != Qos::AtMostOnce && self.busy() >= self.granted.window {
             return Err(PublishError::WindowFull);
         }
         if let Some(reason) = self.refusal(message, qos) {
@@ -286,10 +274,12 @@ impl Client {
             self.events.push_back(Event::Failed { id, reason });
             return Ok(());
         }
-        let packet_id = match known {
-            Some(sent) => sent.packet_id,
-            None if qos == Qos::AtMostOnce => 0,
-            None => self.take_packet_id(),
+        let packet_id = match (known, chosen) {
+            (Some(sent), _) => sent.packet_id,
+            (None, _) if qos == Qos::AtMostOnce => 0,
+            (None, Some(packet_id)) if self.outbox.is_free(packet_id) => packet_id,
+            (None, Some(packet_id)) => return Err(PublishError::PacketIdInUse(packet_id)),
+            (None, None) => self.outbox.take_packet_id().ok_or(PublishError::WindowFull)?,
         };
         let start = self.output.len();
         encode_publish(&mut self.output, self.options.version, message, known.is_some(), qos, packet_id);
@@ -300,19 +290,27 @@ impl Client {
             return Ok(());
         }
         if qos != Qos::AtMostOnce {
-            self.sent.insert(id, Sent { packet_id, qos, is_received: false, is_offered: true });
-            self.ids.insert(packet_id, id);
-            self.offered += 1;
+            self.outbox.offer(id, packet_id, qos);
         }
         Ok(())
     }
 
+    /// The caller has noted for good that the broker received this message: PUBREL may be written, now or, without a
+    /// connection, after the next one has shown that the session is kept. Nothing happens for any other id.
+    pub fn release(&mut self, id: u64) {
+        let Some(sent) = self.outbox.find(id).filter(|sent| sent.is_received && !sent.is_released) else {
+            return;
+        };
+        self.outbox.mark_received(id, true);
+        if self.is_connected() {
+            let version = self.options.version;
+            write_ack(&mut self.output, version, kind::PUBREL, sent.packet_id, ReasonCode::SUCCESS);
+        }
+    }
+
     /// The caller will not offer this message again; a late answer to it is passed over.
     pub fn forget(&mut self, id: u64) {
-        if let Some(sent) = self.release(id) {
-            // A new message under this id would be taken for the old one, or confirmed by the old one's answer.
-            self.burned.insert(sent.packet_id, sent.qos);
-        }
+        self.outbox.burn(id);
     }
 
     /// Asks for messages; [`Event::Subscribed`] answers with the packet id returned here.
@@ -413,12 +411,10 @@ impl Client {
         self.answer_due = Some(now + self.options.response_timeout);
     }
 
-    /// Frees a message's packet id: its final answer has come.
-    fn release(&mut self, id: u64) -> Option<Sent> {
-        let sent = self.sent.remove(&id)?;
-        self.ids.remove(&sent.packet_id);
-        self.offered -= usize::from(sent.is_offered);
-        Some(sent)
+    /// What counts against the window. MQTT 5.0 counts anew on each connection, and PUBREL not at all (§4.9); before it
+    /// nothing is said, and a broker may count whatever is unfinished.
+    fn busy(&self) -> usize {
+        self.outbox.busy(self.options.version != Version::V5)
     }
 
     fn settle(&mut self) {
@@ -445,7 +441,7 @@ impl Client {
         if !self.is_connected() {
             return Err(PublishError::NotConnected);
         }
-        let packet_id = self.take_packet_id();
+        let packet_id = self.outbox.take_packet_id().ok_or(PublishError::WindowFull)?;
         let mut body = packet_id.to_be_bytes().to_vec();
         if self.options.version == Version::V5 {
             body.push(0);
@@ -457,29 +453,12 @@ impl Client {
         self.output.push((kind << 4) | 2);
         write_length(&mut self.output, body.len());
         self.output.extend_from_slice(&body);
-        self.subscribing.insert(packet_id);
+        self.outbox.note_subscription(packet_id);
         Ok(packet_id)
     }
 
-    /// The next packet id not in use. There is one: the window is far smaller than the number of ids.
-    fn take_packet_id(&mut self) -> u16 {
-        loop {
-            let packet_id = self.next_packet_id;
-            self.next_packet_id = packet_id.checked_add(1).unwrap_or(1);
-            let is_used = self.ids.contains_key(&packet_id)
-                || self.burned.contains_key(&packet_id)
-                || self.subscribing.contains(&packet_id);
-            if !is_used {
-                return packet_id;
-            }
-        }
-    }
-
     fn forget_session(&mut self) {
-        self.sent.clear();
-        self.ids.clear();
-        self.burned.clear();
-        self.offered = 0;
+        self.outbox.forget_session();
         self.incoming.clear();
     }
 
@@ -504,6 +483,3 @@ impl Client {
         (!keep_alive.is_zero()).then(|| self.written.min(self.heard) + keep_alive)
     }
 }
-
-/// Unfinished messages at most, so that there is always a packet id left.
-const MAX_UNFINISHED: usize = 60_000;

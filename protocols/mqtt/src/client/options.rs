@@ -1,6 +1,7 @@
 //! How a [`super::Client`] introduces itself: CONNECT, written by hand because it is the one packet that differs most
 //! between the versions.
 
+use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use thiserror::Error;
@@ -37,6 +38,10 @@ pub struct Options {
     pub packet_bytes: u32,
     /// Whether a message is acknowledged as it comes, or only by [`super::Client::acknowledge`].
     pub acknowledges_by_itself: bool,
+    /// Whether PUBREL follows PUBREC at once, or only [`super::Client::release`].
+    pub releases_by_itself: bool,
+    /// The packet ids that the client takes for subscriptions and for messages without one of the caller's choice.
+    pub own_packet_ids: RangeInclusive<u16>,
 }
 
 /// Why options cannot be put into a CONNECT.
@@ -75,6 +80,8 @@ impl Default for Options {
             receive_maximum: 100,
             packet_bytes: 2 << 20,
             acknowledges_by_itself: true,
+            releases_by_itself: true,
+            own_packet_ids: 1..=u16::MAX,
         }
     }
 }

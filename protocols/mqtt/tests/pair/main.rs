@@ -75,6 +75,83 @@ fn at_qos_2_everything_arrives_exactly_once_and_in_order() {
 }
 
 #[test]
+fn who_notes_each_step_before_taking_it_ends_at_any_moment_and_sends_nothing_twice() {
+    let mut crashes = 0;
+    for seed in 0..200 {
+        let versions = (VERSIONS[seed as usize % 2], VERSIONS[(seed / 2) as usize % 2]);
+        let faults = Faults { cut: 15, restart: 0, refused: 0 };
+        let mut world = World::new(seed, Limits::default(), faults);
+        let subscriber = world.add("subscriber", versions.0, Qos::ExactlyOnce);
+        subscriber.filter = Some(Filter::new("t/+").unwrap());
+        assert!(world.run_until(10_000, |world| world.peers[0].is_subscribed()), "seed {seed}");
+        let publisher = world.add("publisher", versions.1, Qos::ExactlyOnce);
+        publisher.topic = Some(Topic::new("t/1").unwrap());
+        publisher.take_care(MESSAGES);
+        for _ in 0..4_000 {
+            if world.random.chance(20) {
+                world.crash(1);
+                crashes += 1;
+            }
+            world.step();
+        }
+        world.faults = Faults::default();
+        let is_done =
+            |world: &World| world.peers[1].log.is_empty() && world.peers[0].received.len() as u64 >= MESSAGES;
+        let was_done = world.run_until(20_000, is_done);
+        assert!(was_done, "seed {seed}: {} unconfirmed", world.peers[1].log.len());
+        assert_eq!(world.peers[0].received, (0..MESSAGES).collect::<Vec<_>>(), "seed {seed}");
+    }
+    assert!(crashes > 5_000, "{crashes}");
+}
+
+#[test]
+fn pubrel_waits_for_the_caller_and_is_written_again_after_a_reconnect() {
+    let now = std::time::Instant::now();
+    let careful = || Options {
+        version: Version::V311,
+        clean_start: false,
+        releases_by_itself: false,
+        own_packet_ids: 1..=99,
+        ..named("c")
+    };
+    let mut client = Client::new(now, careful()).unwrap();
+    let message = Message::new(Topic::new("t").unwrap(), "x").with_qos(Qos::ExactlyOnce);
+    let written = |client: &mut Client| {
+        let mut bytes = Vec::new();
+        client.transmit(now, &mut bytes);
+        bytes
+    };
+    client.connect(now);
+    client.handle_input(now, &[0x20, 2, 0, 0]);
+    written(&mut client);
+    client.publish_as(7, 300, &message).unwrap();
+    assert_eq!(client.publish_as(8, 300, &message), Err(PublishError::PacketIdInUse(300)));
+    assert_eq!(written(&mut client), [0x34, 6, 0, 1, b't', 1, 44, b'x']);
+    client.handle_input(now, &[0x50, 2, 1, 44, 0x50, 2, 1, 44]);
+    client.poll_event();
+    assert_eq!(client.poll_event(), Some(Event::Received { id: 7 }));
+    assert_eq!((client.poll_event(), written(&mut client)), (None, vec![]), "not on the caller's disk yet");
+    // The connection goes before the disk is done.
+    client.handle_gone();
+    client.release(7);
+    client.connect(now);
+    written(&mut client);
+    client.handle_input(now, &[0x20, 2, 1, 0]);
+    assert_eq!(written(&mut client), [0x62, 2, 1, 44]);
+    // The process goes before PUBCOMP comes.
+    let mut next = Client::new(now, careful()).unwrap();
+    next.import(&client.unfinished(), &[]);
+    next.connect(now);
+    written(&mut next);
+    next.handle_input(now, &[0x20, 2, 1, 0]);
+    next.publish_as(7, 300, &message).unwrap();
+    assert_eq!(written(&mut next), [0x62, 2, 1, 44], "PUBREL and nothing else");
+    next.handle_input(now, &[0x70, 2, 1, 44]);
+    next.poll_event();
+    assert_eq!((next.poll_event(), next.unfinished()), (Some(Event::Confirmed { id: 7 }), vec![]));
+}
+
+#[test]
 fn nothing_is_confirmed_before_it_is_stored() {
     for qos in [Qos::AtLeastOnce, Qos::ExactlyOnce] {
         for_each_seed(|seed, versions, faults| {

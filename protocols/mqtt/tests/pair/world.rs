@@ -1,7 +1,7 @@
 //! A broker, some clients and the wires between them, in one thread and in virtual time. Wires cut at any byte, the
 //! store answers late or refuses, clients restart from what they exported; every choice comes from one seed.
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::{Duration, Instant};
 
 use mqtt::client::{self, Client, Options};
@@ -45,6 +45,26 @@ pub struct Station {
     up: VecDeque<u8>,
     down: VecDeque<u8>,
     is_subscribed: bool,
+    /// What outlives this client's process, if it takes care of that itself.
+    pub disk: Option<Disk>,
+}
+
+/// A disk on which everything takes its time: what was given to it and is not on it yet is lost with the process.
+#[derive(Default)]
+pub struct Disk {
+    /// Messages that may have been published, and whether PUBREC is known to have come.
+    flights: BTreeMap<u64, bool>,
+    /// Messages there are.
+    numbers: u64,
+    /// Messages that need no more care.
+    done: BTreeSet<u64>,
+    pending: VecDeque<Note>,
+}
+
+enum Note {
+    Planned(u64),
+    Received(u64),
+    Done(u64),
 }
 
 /// `SplitMix64`.
@@ -106,6 +126,7 @@ impl World {
             up: VecDeque::new(),
             down: VecDeque::new(),
             is_subscribed: false,
+            disk: None,
         });
         self.peers.last_mut().unwrap()
     }
@@ -132,7 +153,7 @@ impl World {
                 self.cut(index);
             }
             if self.random.chance(self.faults.restart) {
-                self.restart(index);
+                self.crash(index);
             }
             self.talk(index);
         }
@@ -163,11 +184,17 @@ impl World {
     }
 
     /// The client's process ends and begins again with what it had exported.
-    fn restart(&mut self, index: usize) {
+    pub fn crash(&mut self, index: usize) {
         self.cut(index);
         let station = &mut self.peers[index];
         let mut client = Client::new(self.now, station.options.clone()).unwrap();
-        client.import(&station.client.unfinished(), &station.client.incoming());
+        if let Some(disk) = &mut station.disk {
+            disk.pending.clear();
+            client.import(&disk.unfinished(), &[]);
+            station.log = (0..disk.numbers).filter(|id| !disk.done.contains(id)).collect();
+        } else {
+            client.import(&station.client.unfinished(), &station.client.incoming());
+        }
         station.client = client;
     }
 
@@ -180,7 +207,12 @@ impl World {
             station.client.connect(now);
             station.offered_up_to = None;
         }
-        station.offer();
+        if station.disk.is_some() {
+            let written = self.random.below(4);
+            station.offer_with_care(written);
+        } else {
+            station.offer();
+        }
         station.client.handle_timeout(now);
         let mut written = Vec::new();
         station.client.transmit(now, &mut written);
@@ -233,6 +265,15 @@ impl World {
 }
 
 impl Station {
+    /// Gives it so many messages and a disk of its own to keep track of them.
+    pub fn take_care(&mut self, numbers: u64) {
+        self.options.releases_by_itself = false;
+        self.options.own_packet_ids = 1..=999;
+        self.client = Client::new(Instant::now(), self.options.clone()).unwrap();
+        self.log = (0..numbers).collect();
+        self.disk = Some(Disk { numbers, ..Disk::default() });
+    }
+
     /// Offers the log as far as the window allows: from its beginning on a new connection.
     fn offer(&mut self) {
         let Some(topic) = &self.topic else { return };
@@ -247,6 +288,47 @@ impl Station {
             }
             self.offered_up_to = Some(id);
         }
+    }
+
+    /// Publishes what is on disk, plans more, and lets the disk write so many notes down.
+    fn offer_with_care(&mut self, written: u64) {
+        let Some((topic, disk)) = self.topic.as_ref().zip(self.disk.as_mut()) else { return };
+        for _ in 0..written {
+            match disk.pending.pop_front() {
+                Some(Note::Planned(id)) => drop(disk.flights.insert(id, false)),
+                Some(Note::Received(id)) => {
+                    disk.flights.insert(id, true);
+                    self.client.release(id);
+                }
+                Some(Note::Done(id)) => {
+                    disk.flights.remove(&id);
+                    disk.done.insert(id);
+                }
+                None => break,
+            }
+        }
+        for (&id, _) in disk.flights.iter().filter(|(_, is_received)| !**is_received) {
+            let message = Message::new(topic.clone(), id.to_string()).with_qos(self.qos);
+            if !self.log.contains(&id) || self.client.publish_as(id, packet_id(id), &message).is_err() {
+                break;
+            }
+        }
+        let planned = disk.flights.len() + disk.pending.len();
+        let newest = disk.flights.last_key_value().map(|(id, _)| *id);
+        let newest = disk
+            .pending
+            .iter()
+            .filter_map(|note| match note {
+                Note::Planned(id) => Some(*id),
+                _ => None,
+            })
+            .chain(newest)
+            .chain(disk.done.last().copied())
+            .max();
+        let from = newest.map_or(0, |last| last + 1);
+        disk.pending.extend(
+            self.log.range(from..).take(10usize.saturating_sub(planned)).map(|id| Note::Planned(*id)),
+        );
     }
 
     /// Returns whether the connection is over.
@@ -270,6 +352,13 @@ impl Station {
                 client::Event::Confirmed { id } => {
                     assert!(self.log.remove(&id), "{id} was confirmed twice");
                     self.confirmed.push(id);
+                    if let Some(disk) = &mut self.disk {
+                        disk.pending.push_back(Note::Done(id));
+                    }
+                }
+                client::Event::Received { id } => {
+                    let disk = self.disk.as_mut().expect("only who takes care is told");
+                    disk.pending.push_back(Note::Received(id));
                 }
                 // A failed message stays in the log; a new connection offers it again, in its place.
                 client::Event::Failed { .. } | client::Event::Closed { .. } => is_closed = true,
@@ -282,6 +371,23 @@ impl Station {
     pub fn is_subscribed(&self) -> bool {
         self.is_subscribed
     }
+}
+
+impl Disk {
+    fn unfinished(&self) -> Vec<client::Unfinished> {
+        let unfinished = |(&id, &is_received): (&u64, &bool)| client::Unfinished {
+            id,
+            packet_id: packet_id(id),
+            qos: Qos::ExactlyOnce,
+            is_received,
+        };
+        self.flights.iter().map(unfinished).collect()
+    }
+}
+
+/// No two messages of a window share one.
+fn packet_id(id: u64) -> u16 {
+    1_000 + (id % 20) as u16
 }
 
 fn number(message: &Message) -> u64 {
