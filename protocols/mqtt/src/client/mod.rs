@@ -188,10 +188,10 @@ impl Client {
     }
 
     /// Takes over what another client, of an earlier process perhaps, left unfinished in the same session; before the
-    /// first [`Client::connect`]. The order is that in which the messages were sent. Of what is imported as received
-    /// PUBREL is written as soon as the broker shows that it kept the session.
+    /// first [`Client::connect`]. The order is that in which the messages were sent. What is imported as received is not
+    /// published again; it wants [`Client::release`] as if PUBREC had just come, unless the client releases by itself.
     pub fn import(&mut self, unfinished: &[Unfinished], incoming: &[u16]) {
-        self.outbox.import(unfinished);
+        self.outbox.import(unfinished, self.options.releases_by_itself);
         self.incoming.extend(incoming.iter().map(|packet_id| (*packet_id, (0, true))));
     }
 

@@ -64,12 +64,18 @@ impl Outbox {
         }
     }
 
-    pub(super) fn import(&mut self, unfinished: &[Unfinished]) {
+    pub(super) fn import(&mut self, unfinished: &[Unfinished], are_released: bool) {
         for entry in unfinished {
             let Unfinished { id, packet_id, qos, is_received } = *entry;
             let turn = self.take_turn();
-            let sent =
-                Sent { packet_id, qos, is_received, is_released: is_received, is_offered: false, turn };
+            let sent = Sent {
+                packet_id,
+                qos,
+                is_received,
+                is_released: is_received && are_released,
+                is_offered: false,
+                turn,
+            };
             self.sent.insert(id, sent);
             self.ids.insert(packet_id, id);
             self.resumed += usize::from(is_received);

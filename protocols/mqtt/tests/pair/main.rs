@@ -141,6 +141,7 @@ fn pubrel_waits_for_the_caller_and_is_written_again_after_a_reconnect() {
     // The process goes before PUBCOMP comes.
     let mut next = Client::new(now, careful()).unwrap();
     next.import(&client.unfinished(), &[]);
+    next.release(7);
     next.connect(now);
     written(&mut next);
     next.handle_input(now, &[0x20, 2, 1, 0]);

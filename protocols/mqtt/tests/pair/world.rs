@@ -191,6 +191,10 @@ impl World {
         if let Some(disk) = &mut station.disk {
             disk.pending.clear();
             client.import(&disk.unfinished(), &[]);
+            disk.flights
+                .iter()
+                .filter(|(_, is_received)| **is_received)
+                .for_each(|(id, _)| client.release(*id));
             station.log = (0..disk.numbers).filter(|id| !disk.done.contains(id)).collect();
         } else {
             client.import(&station.client.unfinished(), &station.client.incoming());
