@@ -2,6 +2,7 @@
 
 mod bench;
 mod show;
+mod verify;
 
 use std::fmt::Write as _;
 use std::io::{self, IsTerminal as _, Write as _};
@@ -81,6 +82,15 @@ pub enum Verb {
     },
     /// Have the running gateway read its configuration again
     Reload,
+    /// Compare what a consumer stored with what the gateway signed: complete, missing, doubled, altered
+    VerifyLedger {
+        /// The public key whose signatures count: 64 hex digits, or a file with them, as ledger.pub is
+        #[arg(long, value_name = "HEX|FILE")]
+        key: Option<String>,
+        /// JSON lines, each a SenML pack, a record, or a body in base64; - is stdin
+        #[arg(required = true, value_name = "FILE")]
+        files: Vec<PathBuf>,
+    },
     /// Measure the spool alone: appends entries as fast as it can
     #[command(hide = true)]
     BenchSpool {
@@ -198,6 +208,11 @@ pub async fn perform(cli: &Cli, verb: &Verb) -> Result<ExitCode> {
                 );
             }
             Ok(if is_ok { ExitCode::SUCCESS } else { ExitCode::from(BAD_CONFIG) })
+        }
+        Verb::VerifyLedger { key, files } => {
+            let (text, code) = verify::run(key.as_deref(), files, cli.json, with_colour())?;
+            print(&text);
+            Ok(code)
         }
         Verb::BenchSpool { batch, count } => {
             print(&format!("{}\n", bench::spool(cli.state_dir.as_deref(), *batch, *count).await?));
@@ -317,7 +332,7 @@ Examples:
   tidegate set pump/state on        switch an actuator
   tidegate export --channel cellar/temperature --from 2026-11-20T00:00:00Z > cellar.csv
 
-Exit codes: 0 done, 1 failed or not well, 78 the configuration cannot be used";
+Exit codes: 0 done, 1 failed or not well, 3 complete but for recorded losses (verify-ledger), 78 the configuration cannot be used";
 
 #[cfg(test)]
 mod tests {

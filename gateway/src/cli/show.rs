@@ -200,32 +200,33 @@ pub fn scan_json(found: &[Found]) -> Json {
         .collect()
 }
 
-struct Paint(bool);
+/// Colours, where they are wanted.
+pub(super) struct Paint(pub(super) bool);
 
 impl Paint {
     fn with(&self, code: &str, text: &str) -> String {
         if self.0 { format!("\x1b[{code}m{text}\x1b[0m") } else { text.to_owned() }
     }
 
-    fn bold(&self, text: &str) -> String {
+    pub(super) fn bold(&self, text: &str) -> String {
         self.with("1", text)
     }
 
-    fn dim(&self, text: &str) -> String {
+    pub(super) fn dim(&self, text: &str) -> String {
         self.with("90", text)
     }
 
-    fn red(&self, text: &str) -> String {
+    pub(super) fn red(&self, text: &str) -> String {
         self.with("31", text)
     }
 
-    fn green(&self, text: &str) -> String {
+    pub(super) fn green(&self, text: &str) -> String {
         self.with("32", text)
     }
 }
 
 /// Seconds as a person says them.
-fn span(seconds: f64) -> String {
+pub(super) fn span(seconds: f64) -> String {
     match seconds {
         s if s < 90.0 => format!("{s:.0} s"),
         s if s < 5400.0 => format!("{:.0} min", s / 60.0),
@@ -234,7 +235,8 @@ fn span(seconds: f64) -> String {
     }
 }
 
-fn bytes(bytes: f64) -> String {
+/// A size as a person says it.
+pub(super) fn bytes(bytes: f64) -> String {
     match bytes {
         b if b < 1e3 => format!("{b:.0} B"),
         b if b < 1e6 => format!("{:.1} kB", b / 1e3),
