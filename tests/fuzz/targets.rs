@@ -1,6 +1,7 @@
 //! Every function that takes bytes from outside, with valid inputs for the mutations to begin with.
 
 use std::cell::Cell;
+use std::io::Write as _;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -24,7 +25,7 @@ pub(crate) struct Target {
 type Run = Box<dyn FnMut(&[u8])>;
 
 /// All of them.
-pub(crate) const TARGETS: [Target; 11] = [
+pub(crate) const TARGETS: [Target; 12] = [
     Target { name: "mqtt-broker", corpus: mqtt_corpus, build: mqtt_broker, batch: 16 },
     Target { name: "mqtt-client", corpus: mqtt_client_corpus, build: mqtt_client, batch: 16 },
     Target { name: "topic-filter", corpus: filter_corpus, build: topic_filter, batch: 64 },
@@ -36,6 +37,7 @@ pub(crate) const TARGETS: [Target; 11] = [
     Target { name: "serial-line", corpus: serial_corpus, build: serial_line, batch: 16 },
     Target { name: "device-table", corpus: device_corpus, build: device_table, batch: 16 },
     Target { name: "config", corpus: config_corpus, build: config, batch: 1 },
+    Target { name: "ledger", corpus: ledger_corpus, build: ledger, batch: 1 },
 ];
 
 fn owned(list: &[&[u8]]) -> Vec<Vec<u8>> {
@@ -368,6 +370,39 @@ fn config() -> Run {
             .status()
             .expect("the binary can be started");
         assert!(matches!(status.code(), Some(0 | 78)), "check ended with {status}");
+    })
+}
+
+fn ledger_corpus() -> Vec<Vec<u8>> {
+    let id = r#""gw":"barn","epoch":"0000000000002a","seq":1"#;
+    let text = format!(
+        r#"{{\"format\":1,\"gateway\":\"barn\",\"epoch\":\"0000000000002a\",\"number\":1,\"from_seq\":1,\"to_seq\":3,\"count\":2,\"absent\":[[2,2]],\"gaps\":[{{\"from\":2,\"to\":2,\"count\":1,\"reason\":\"quota\"}}],\"thinned\":[],\"chunk\":100,\"digests\":\"0123456789abcdef\",\"previous\":null,\"key\":\"{}\"}}"#,
+        "0f".repeat(32)
+    );
+    let inner = format!(r#"{{"manifest":"{text}","signature":"{}"}}"#, "0f".repeat(64));
+    let manifest = serde_json::json!([{ "bn": "tidegate/barn/", "n": "$manifest", "vs": inner, "gw": "barn", "epoch": "0000000000002a", "seq": 4 }]);
+    let compressed = "KLUv/QRYXQIAwgQQGJBFLQYwo0rAtz6WWLqJkRlrlJojc/2vEsayAXE3CtjG4Ts5Fka3N2F+C9Am3IHtPPi922cT5lGFSBFFfW++igIANRNYbKfMv+cGgg==";
+    vec![
+        format!("[{{\"bn\":\"tidegate/barn/\",\"bt\":1795000000.25,\"n\":\"cellar/temperature\",\"u\":\"Cel\",\"v\":21.3,{id}}},{{\"n\":\"door/open\",\"vb\":true,\"t\":0.5,\"seq\":3}}]\n").into_bytes(),
+        format!("{manifest}\n").into_bytes(),
+        format!("{{\"n\":\"x\",\"vd\":\"AAEC\",\"clock\":\"rtc\",\"corrected\":true,{id}}}\n{{\"n\":\"gap\",\"vs\":\"quota\",\"from\":1,\"to\":2,\"count\":2,{id}}}").into_bytes(),
+        b"{\"content_type\":\"application/senml+cbor\",\"body_base64\":\"gqghbnRpZGVnYXRlL2Jhcm4vIvtB2r9hsBAAAAByY2VsbGFyL3RlbXBlcmF0dXJlAWNDZWwCxIIgGNViZ3dkYmFybmVlcG9jaG4wMDAwMDAwMDAwMDAyYWNzZXEBpABheAhCAAFjc2VxA2VjbG9ja2NydGM=\"}\n".to_vec(),
+        format!("{{\"content_type\":\"application/senml+json\",\"content_encoding\":\"zstd\",\"body_base64\":\"{compressed}\"}}\n").into_bytes(),
+    ]
+}
+
+/// As the configuration: the verifier belongs to the binary, and must come to a verdict.
+fn ledger() -> Run {
+    let binary = harness::binary();
+    Box::new(move |input| {
+        let mut command = Command::new(&binary);
+        command.args(["verify-ledger", "--json", "-"]);
+        let child = command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null()).spawn();
+        let mut child = child.expect("the binary can be started");
+        // It may have come to its verdict before it has read everything.
+        let _ = child.stdin.take().expect("it was piped").write_all(input);
+        let status = child.wait().expect("it was started here");
+        assert!(matches!(status.code(), Some(0 | 1 | 3)), "verify-ledger ended with {status}");
     })
 }
 
