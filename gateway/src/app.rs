@@ -242,7 +242,9 @@ fn shown(device: &DeviceConfig) -> live::Device {
 fn spool_options(config: &Config) -> spool::Options {
     spool::Options {
         max_size: config.spool.max_size.0,
-        commit_interval: config.spool.commit_interval.0,
+        rpo: config.spool.rpo.0,
+        wear_budget: config.spool.wear_budget.map_or(spool::WEAR_BUDGET, |budget| budget.0),
+        when_full: config.spool.when_full,
         retain: config.spool.retain.0,
         uplinks: config.uplinks.iter().map(|uplink| uplink.name.clone()).collect(),
     }

@@ -20,10 +20,11 @@ use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 use self::document::{Diagnostic, Sources, read, settings};
-use self::quantity::{SecretSource, Size};
+use self::quantity::{DailySize, SecretSource, Size};
 use self::sections::Section;
 use crate::reading::is_name;
 use crate::sampler::DeviceConfig;
+use crate::spool::WhenFull;
 use crate::uplink::UplinkConfig;
 
 /// Everything that can be set.
@@ -107,8 +108,14 @@ pub struct HomeAssistant {
 pub struct Spool {
     /// The most that the database may take on disk.
     pub max_size: Size,
-    /// How long a reading may wait for others to share its commit: what a power cut may cost.
-    pub commit_interval: Period,
+    /// The longest that a reading may wait for its commit: what a power cut may cost. Alarms and whoever waits for an
+    /// acknowledgement never wait.
+    pub rpo: Period,
+    /// What may be written to the disk in a day, `"300MB/day"`; 1 GB unless set. Commits become rarer, within `rpo`, to
+    /// keep to it.
+    pub wear_budget: Option<DailySize>,
+    /// What is done when `max_size` is reached while an uplink is away: `thin-out`, `drop-oldest` or `refuse`.
+    pub when_full: WhenFull,
     /// How long what every uplink has is kept for history.
     pub retain: Period,
 }
@@ -147,7 +154,9 @@ impl Default for Spool {
     fn default() -> Self {
         Self {
             max_size: Size(512_000_000),
-            commit_interval: Period(Duration::from_millis(500)),
+            rpo: Period(Duration::from_secs(1)),
+            wear_budget: None,
+            when_full: WhenFull::default(),
             retain: Period(Duration::from_secs(30 * 24 * 3600)),
         }
     }

@@ -26,6 +26,19 @@ pub fn write_entry(out: &mut String, gateway: &str, entry: &Stored, is_csv: bool
                 (format!("{}/set/result", channel.name), json.clone(), String::new(), String::new())
             }
             Entry::Gap(gap) => ("gap".into(), gap.reason.as_str().into(), String::new(), String::new()),
+            Entry::Alarm { name, text, .. } => {
+                (format!("alarm/{name}"), text.clone(), String::new(), String::new())
+            }
+            Entry::Clock { record } => (
+                "clock".into(),
+                serde_json::to_string(record).unwrap_or_default(),
+                String::new(),
+                String::new(),
+            ),
+            Entry::Manifest { text } => ("manifest".into(), text.clone(), String::new(), String::new()),
+            Entry::Aggregate { channel, mean, .. } => {
+                (channel.name.clone(), mean.to_string(), channel.unit.clone(), "minute mean".into())
+            }
         };
         let cells = [name, value, unit, quality].map(|cell| csv_cell(&cell));
         let _ = writeln!(out, "{},{boot},{},{}", entry.seq, time.unwrap_or_default(), cells.join(","));
@@ -49,6 +62,17 @@ pub fn write_entry(out: &mut String, gateway: &str, entry: &Stored, is_csv: bool
             line["outcome"] = serde_json::from_str(json).unwrap_or_default();
         }
         Entry::Gap(gap) => line["gap"] = serde_json::to_value(gap).unwrap_or_default(),
+        Entry::Alarm { name, is_raised, text } => {
+            line["alarm"] = json!({ "name": name, "raised": is_raised, "text": text });
+        }
+        Entry::Clock { record } => line["clock"] = serde_json::to_value(record).unwrap_or_default(),
+        Entry::Manifest { text } => line["manifest"] = text.as_str().into(),
+        Entry::Aggregate { channel, min, mean, max, n } => {
+            line["channel"] = channel.name.as_str().into();
+            line["unit"] = channel.unit.as_str().into();
+            (line["min"], line["value"], line["max"]) = ((*min).into(), (*mean).into(), (*max).into());
+            line["n"] = (*n).into();
+        }
     }
     let _ = writeln!(out, "{line}");
 }
@@ -59,7 +83,7 @@ pub const CSV_HEAD: &str = "seq,boot,time,name,value,unit,quality\n";
 /// Whether an entry is one that was asked for.
 pub fn is_chosen(entry: &Stored, channel: Option<&str>, from: Option<f64>, to: Option<f64>) -> bool {
     let is_channel = channel.is_none_or(|wanted| match &entry.body {
-        Entry::Reading { channel, .. } => channel.name == wanted,
+        Entry::Reading { channel, .. } | Entry::Aggregate { channel, .. } => channel.name == wanted,
         _ => false,
     });
     let at = entry.stamp.wall.map(|wall| wall.unix_ns as f64 / 1e9);

@@ -152,7 +152,7 @@ fn spool_json(gateway: &Gateway, stats: &Stats) -> Json {
         "refusing": stats.refusing,
         "durability": format!(
             "a power cut now loses at most {} of readings, and nothing that was acknowledged",
-            seconds(config.spool.commit_interval.0)
+            seconds(config.spool.rpo.0)
         ),
     })
 }

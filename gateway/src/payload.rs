@@ -228,6 +228,34 @@ pub fn outgoing(gateway: &str, entry: &Stored) -> Outgoing {
             write(&Record { name: Some("gap"), value, extensions: &extensions, ..record });
             base.clone() + "gap"
         }
+        Body::Alarm { name, is_raised, text } => {
+            extensions.extend([("raised", Extension::Boolean(*is_raised)), ("alarm", Extension::Text(name))]);
+            let value = Some(senml::Value::Text(text));
+            write(&Record { name: Some("$alarm"), value, extensions: &extensions, ..record });
+            base.clone() + "$alarm"
+        }
+        Body::Clock { record: clock } => {
+            let json = serde_json::to_string(clock).unwrap_or_default();
+            let value = Some(senml::Value::Text(&json));
+            write(&Record { name: Some("$clock"), value, extensions: &extensions, ..record });
+            base.clone() + "$clock"
+        }
+        Body::Manifest { text } => {
+            let value = Some(senml::Value::Text(text));
+            write(&Record { name: Some("$manifest"), value, extensions: &extensions, ..record });
+            base.clone() + "$manifest"
+        }
+        Body::Aggregate { channel, min, mean, max, n } => {
+            extensions.extend([
+                ("min", Extension::Number(*min)),
+                ("max", Extension::Number(*max)),
+                ("n_of", Extension::Integer(*n as i64)),
+            ]);
+            let value = Some(senml::Value::Number(*mean));
+            let unit = Some(&*channel.unit).filter(|unit| !unit.is_empty());
+            write(&Record { name: Some(&channel.name), unit, value, extensions: &extensions, ..record });
+            base.clone() + &channel.name
+        }
     };
     Outgoing { id: format!("{gateway}/{boot}/{seq}"), topic, body }
 }

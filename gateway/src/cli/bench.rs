@@ -11,7 +11,7 @@ use serde_json::{Value as Json, json};
 use crate::clock::Clock;
 use crate::paths;
 use crate::reading::{Channel, ChannelId, Reading};
-use crate::spool::{Entry, Options, Spool};
+use crate::spool::{Entry, Options, Spool, WhenFull};
 
 /// Appends `count` readings, `batch` to a commit, and says how long it took.
 pub async fn spool(state: Option<&Path>, batch: usize, count: usize) -> Result<Json> {
@@ -20,7 +20,9 @@ pub async fn spool(state: Option<&Path>, batch: usize, count: usize) -> Result<J
     let clock = Clock::new();
     let options = Options {
         max_size: 4 << 30,
-        commit_interval: Duration::from_millis(1),
+        rpo: Duration::from_millis(1),
+        wear_budget: u64::MAX,
+        when_full: WhenFull::DropOldest,
         retain: Duration::from_secs(3600),
         uplinks: vec!["none".into()],
     };

@@ -10,6 +10,10 @@ use serde::{Deserialize, Deserializer, de};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Size(pub u64);
 
+/// A number of bytes a day: a [`Size`] and `/day`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct DailySize(pub u64);
+
 /// Where a secret is read from when it is needed. Holds the place, never the secret.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum SecretSource {
@@ -71,17 +75,18 @@ impl fmt::Debug for Secret {
 impl<'de> Deserialize<'de> for Size {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let text = String::deserialize(deserializer)?;
-        let units = [
-            ("KiB", 1 << 10),
-            ("MiB", 1 << 20),
-            ("GiB", 1 << 30),
-            ("kB", 1_000),
-            ("MB", 1_000_000),
-            ("GB", 1_000_000_000),
-            ("B", 1),
-        ];
-        parse_quantity(&text, &units).map(Self).ok_or_else(|| {
+        parse_quantity(&text, &SIZES).map(Self).ok_or_else(|| {
             de::Error::custom(format!("not a size: \"{text}\", expected one like \"512MB\" or \"2GiB\""))
+        })
+    }
+}
+
+impl<'de> Deserialize<'de> for DailySize {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        let size = text.trim().strip_suffix("/day").and_then(|size| parse_quantity(size, &SIZES));
+        size.map(Self).ok_or_else(|| {
+            de::Error::custom(format!("not a size per day: \"{text}\", expected one like \"300MB/day\""))
         })
     }
 }
@@ -139,6 +144,15 @@ fn parse_quantity(text: &str, units: &[(&str, u64)]) -> Option<u64> {
     (product < 9e18).then_some(product as u64)
 }
 
+const SIZES: [(&str, u64); 7] = [
+    ("KiB", 1 << 10),
+    ("MiB", 1 << 20),
+    ("GiB", 1 << 30),
+    ("kB", 1_000),
+    ("MB", 1_000_000),
+    ("GB", 1_000_000_000),
+    ("B", 1),
+];
 const MAX_SECRET: usize = 64 * 1024;
 
 #[cfg(test)]
@@ -153,6 +167,15 @@ mod tests {
         assert_eq!(size("512MB"), Some(512_000_000));
         assert_eq!(size("2GiB"), Some(2 << 30));
         assert_eq!(size("512"), None);
+        let daily = |text: &str| {
+            DailySize::deserialize(de::value::StrDeserializer::<de::value::Error>::new(text))
+                .ok()
+                .map(|s| s.0)
+        };
+        assert_eq!(
+            (daily("300MB/day"), daily("1 GB /day"), daily("300MB")),
+            (Some(300_000_000), Some(1_000_000_000), None)
+        );
     }
 
     #[test]

@@ -68,9 +68,8 @@ impl Section for Spool {
         if self.max_size.0 < MIN_SPOOL {
             diagnostics.push(Diagnostic::at(place("max_size"), "max_size out of range: at least 1MB"));
         }
-        if !(Duration::from_millis(1)..=Duration::from_secs(60)).contains(&self.commit_interval.0) {
-            diagnostics
-                .push(Diagnostic::at(place("commit_interval"), "commit_interval out of range: 1ms to 60s"));
+        if !(Duration::from_millis(10)..=Duration::from_secs(60)).contains(&self.rpo.0) {
+            diagnostics.push(Diagnostic::at(place("rpo"), "rpo out of range: 10ms to 60s"));
         }
     }
 }

@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 use log::{error, warn};
 use rusqlite::{Connection, OpenFlags};
 
-use super::entry::{Entry, Gap, GapReason};
-use super::store::{Store, StoreError};
+use super::entry::{Gap, GapReason};
+use super::store::{Batch, Store, StoreError};
 use super::{Options, Seq, store_path};
 use crate::clock::Clock;
 
@@ -65,9 +65,8 @@ pub(super) fn quarantine(
     let from_seq = oldest.map(|seq| seq.0);
     let to_seq = newest.map(|seq| seq.0);
     let count = from_seq.zip(to_seq).map(|(from, to)| to + 1 - from.min(to));
-    let gap =
-        Entry::Gap { gap: Gap { from_seq, to_seq, count, reason: GapReason::Damage }, stamp: clock.stamp() };
-    store.append([&gap].into_iter(), &std::collections::HashMap::new())?;
+    let gap = Gap { from_seq, to_seq, count, reason: GapReason::Damage };
+    store.commit(&Batch { lost: vec![gap], ..Batch::default() })?;
     Ok((store, Damage { kept_as, what: String::new() }))
 }
 

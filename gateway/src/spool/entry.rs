@@ -40,6 +40,41 @@ pub enum Entry {
         /// When it was noticed.
         stamp: Stamp,
     },
+    /// Something that people have to hear of, or its end.
+    Alarm {
+        /// What tells it from other alarms.
+        name: Arc<str>,
+        /// Whether it begins or is over.
+        is_raised: bool,
+        /// What is wrong, for people.
+        text: Arc<str>,
+        /// When it was noticed.
+        stamp: Stamp,
+    },
+    /// What was learnt of the clock: corrects the times of what has left already.
+    Clock {
+        /// The boot and what has to be added to its monotonic time.
+        record: ClockRecord,
+        /// When it was learnt.
+        stamp: Stamp,
+    },
+    /// What the gateway vouches for, signed.
+    Manifest {
+        /// Its JSON form.
+        text: Arc<str>,
+        /// When it was made.
+        stamp: Stamp,
+    },
+}
+
+/// What an entry is to the ways out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Class {
+    /// Readings and LAN clients' messages.
+    Telemetry,
+    /// What may not wait for telemetry and is never displaced by it: alarms, outcomes, losses, clock records,
+    /// manifests.
+    Alarm,
 }
 
 /// An entry with its place.
@@ -49,6 +84,8 @@ pub struct Stored {
     pub seq: Seq,
     /// When it was measured or came in.
     pub stamp: Stamp,
+    /// Whether its wall time is not what the clock said then but what was learnt later.
+    pub is_corrected: bool,
     /// What it is.
     pub body: Body,
 }
@@ -81,6 +118,67 @@ pub enum Body {
     },
     /// A loss.
     Gap(Gap),
+    /// An alarm or its end.
+    Alarm {
+        /// What tells it from other alarms.
+        name: String,
+        /// Whether it begins or is over.
+        is_raised: bool,
+        /// What is wrong, for people.
+        text: String,
+    },
+    /// What was learnt of the clock.
+    Clock {
+        /// The boot and what has to be added to its monotonic time.
+        record: ClockRecord,
+    },
+    /// What the gateway vouches for, signed.
+    Manifest {
+        /// Its JSON form.
+        text: String,
+    },
+    /// What is left of a minute of readings that had to make room.
+    Aggregate {
+        /// Name and unit at the time of writing.
+        channel: Arc<StoredChannel>,
+        /// The smallest value.
+        min: f64,
+        /// Their mean.
+        mean: f64,
+        /// The largest.
+        max: f64,
+        /// How many there were.
+        n: u64,
+    },
+}
+
+impl Body {
+    /// Which lanes it takes.
+    pub fn class(&self) -> Class {
+        match self {
+            Self::Reading { .. } | Self::Message { .. } | Self::Aggregate { .. } => Class::Telemetry,
+            Self::Outcome { .. }
+            | Self::Gap(_)
+            | Self::Alarm { .. }
+            | Self::Clock { .. }
+            | Self::Manifest { .. } => Class::Alarm,
+        }
+    }
+}
+
+/// What is known of one boot's clock: wall time is monotonic time plus the offset.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClockRecord {
+    /// Whose monotonic time.
+    #[serde(with = "boot_text")]
+    pub boot: BootId,
+    /// Wall time minus monotonic time, in nanoseconds.
+    pub offset_ns: i64,
+    /// How far off that may be, either way.
+    pub error_ns: Option<u64>,
+    /// Where the time came from.
+    #[serde(with = "quality_text")]
+    pub quality: WallQuality,
 }
 
 /// A channel as the log knows it.
@@ -117,6 +215,8 @@ pub enum GapReason {
     Overload,
     /// The database was damaged and set aside.
     Damage,
+    /// The size limit came near while an uplink was away: minute means took the readings' place.
+    Thinned,
 }
 
 impl GapReason {
@@ -127,6 +227,7 @@ impl GapReason {
             Self::DiskFull => "disk-full",
             Self::Overload => "overload",
             Self::Damage => "damage",
+            Self::Thinned => "thinned",
         }
     }
 }
@@ -140,10 +241,27 @@ pub(super) struct Row<'a> {
 }
 
 impl Entry {
+    /// Which lanes it takes.
+    pub fn class(&self) -> Class {
+        match self {
+            Self::Reading(_) | Self::Message { .. } => Class::Telemetry,
+            Self::Outcome { .. }
+            | Self::Gap { .. }
+            | Self::Alarm { .. }
+            | Self::Clock { .. }
+            | Self::Manifest { .. } => Class::Alarm,
+        }
+    }
+
     pub(super) fn stamp(&self) -> &Stamp {
         match self {
             Self::Reading(reading) => &reading.stamp,
-            Self::Message { stamp, .. } | Self::Outcome { stamp, .. } | Self::Gap { stamp, .. } => stamp,
+            Self::Message { stamp, .. }
+            | Self::Outcome { stamp, .. }
+            | Self::Gap { stamp, .. }
+            | Self::Alarm { stamp, .. }
+            | Self::Clock { stamp, .. }
+            | Self::Manifest { stamp, .. } => stamp,
         }
     }
 
@@ -152,7 +270,11 @@ impl Entry {
         match self {
             Self::Reading(reading) => Some((reading.channel.id.as_str(), &reading.channel.spec.unit)),
             Self::Outcome { channel, .. } => Some((channel, "")),
-            Self::Message { .. } | Self::Gap { .. } => None,
+            Self::Message { .. }
+            | Self::Gap { .. }
+            | Self::Alarm { .. }
+            | Self::Clock { .. }
+            | Self::Manifest { .. } => None,
         }
     }
 
@@ -166,6 +288,9 @@ impl Entry {
             Self::Message { topic, payload, .. } => topic.len() + payload.len(),
             Self::Outcome { json, .. } => json.len(),
             Self::Gap { .. } => 64,
+            Self::Alarm { name, text, .. } => name.len() + text.len(),
+            Self::Clock { .. } => 128,
+            Self::Manifest { text, .. } => text.len(),
         };
         ROW_OVERHEAD + content as u64
     }
@@ -187,13 +312,15 @@ impl Entry {
                 };
                 (kind, i64::from(reading.quality.to_code()), value)
             }
-            Self::Message { topic, payload, .. } => {
-                let mut blob = Vec::with_capacity(2 + topic.len() + payload.len());
-                // A topic is at most 65,535 bytes (MQTT 5.0 §1.5.4).
-                blob.extend_from_slice(&(topic.len() as u16).to_be_bytes());
-                blob.extend_from_slice(topic.as_bytes());
-                blob.extend_from_slice(payload);
-                (MESSAGE, 0, ToSqlOutput::Owned(Sql::Blob(blob)))
+            Self::Message { topic, payload, .. } => (MESSAGE, 0, named(topic, payload)),
+            Self::Alarm { name, is_raised, text, .. } => {
+                (ALARM, i64::from(*is_raised), named(name, text.as_bytes()))
+            }
+            Self::Clock { record, .. } => {
+                (CLOCK, 0, text(&serde_json::to_string(record).unwrap_or_default()))
+            }
+            Self::Manifest { text, .. } => {
+                (MANIFEST, 0, ToSqlOutput::Borrowed(ValueRef::Text(text.as_bytes())))
             }
             Self::Outcome { json, .. } => (OUTCOME, 0, text(json)),
             Self::Gap { gap, .. } => (GAP, 0, text(&serde_json::to_string(gap).unwrap_or_default())),
@@ -221,10 +348,23 @@ pub(super) fn body(
         (BOOLEAN, ValueRef::Integer(number)) => reading(Some(Value::Boolean(number != 0))),
         (TEXT, ValueRef::Text(words)) => reading(Some(Value::Text(String::from_utf8_lossy(words).into()))),
         (MESSAGE, ValueRef::Blob(blob)) => {
-            let (length, rest) = blob.split_at_checked(2)?;
-            let (topic, payload) =
-                rest.split_at_checked(usize::from(u16::from_be_bytes([length[0], length[1]])))?;
-            Some(Body::Message { topic: String::from_utf8(topic.to_vec()).ok()?, payload: payload.to_vec() })
+            let (topic, payload) = split_name(blob)?;
+            Some(Body::Message { topic, payload: payload.to_vec() })
+        }
+        (ALARM, ValueRef::Blob(blob)) => {
+            let (name, text) = split_name(blob)?;
+            let text = String::from_utf8_lossy(text).into_owned();
+            Some(Body::Alarm { name, is_raised: quality != 0, text })
+        }
+        (CLOCK, ValueRef::Text(json)) => {
+            serde_json::from_slice(json).ok().map(|record| Body::Clock { record })
+        }
+        (MANIFEST, ValueRef::Text(text)) => {
+            Some(Body::Manifest { text: String::from_utf8_lossy(text).into_owned() })
+        }
+        (AGGREGATE, ValueRef::Blob(blob)) => {
+            let Aggregate { min, sum, max, n } = Aggregate::parse(blob)?;
+            Some(Body::Aggregate { channel, min, mean: sum / n.max(1) as f64, max, n })
         }
         (OUTCOME, ValueRef::Text(json)) => {
             Some(Body::Outcome { channel, json: String::from_utf8_lossy(json).into_owned() })
@@ -247,17 +387,114 @@ pub(super) fn stamp(boot: BootId, monotonic_ns: i64, unix_ns: i64, quality: i64)
     Stamp { boot, monotonic_ns: monotonic_ns as u64, wall }
 }
 
+/// A name and what follows it, as one value.
+fn named<'a>(name: &str, rest: &[u8]) -> ToSqlOutput<'a> {
+    // A topic is at most 65,535 bytes (MQTT 5.0 §1.5.4); no other name is longer.
+    let name = &name.as_bytes()[..name.len().min(usize::from(u16::MAX))];
+    let mut blob = Vec::with_capacity(2 + name.len() + rest.len());
+    blob.extend_from_slice(&(name.len() as u16).to_be_bytes());
+    blob.extend_from_slice(name);
+    blob.extend_from_slice(rest);
+    ToSqlOutput::Owned(Sql::Blob(blob))
+}
+
+fn split_name(blob: &[u8]) -> Option<(String, &[u8])> {
+    let (length, rest) = blob.split_first_chunk::<2>()?;
+    let (name, rest) = rest.split_at_checked(usize::from(u16::from_be_bytes(*length)))?;
+    Some((String::from_utf8(name.to_vec()).ok()?, rest))
+}
+
+/// Several values of one channel, summed up.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) struct Aggregate {
+    pub(super) min: f64,
+    pub(super) sum: f64,
+    pub(super) max: f64,
+    pub(super) n: u64,
+}
+
+impl Aggregate {
+    pub(super) fn of(value: f64) -> Self {
+        Self { min: value, sum: value, max: value, n: 1 }
+    }
+
+    pub(super) fn add(&mut self, other: &Self) {
+        self.min = self.min.min(other.min);
+        self.sum += other.sum;
+        self.max = self.max.max(other.max);
+        self.n += other.n;
+    }
+
+    /// What a row of kind aggregate holds: four big-endian words.
+    pub(super) fn to_bytes(self) -> [u8; 32] {
+        let mut bytes = [0; 32];
+        let words = [self.min.to_bits(), self.sum.to_bits(), self.max.to_bits(), self.n];
+        for (place, word) in bytes.chunks_exact_mut(8).zip(words) {
+            place.copy_from_slice(&word.to_be_bytes());
+        }
+        bytes
+    }
+
+    pub(super) fn parse(bytes: &[u8]) -> Option<Self> {
+        let (words, rest) = bytes.as_chunks::<8>();
+        let [min, sum, max, n] = <[[u8; 8]; 4]>::try_from(words).ok()?.map(u64::from_be_bytes);
+        let aggregate =
+            Self { min: f64::from_bits(min), sum: f64::from_bits(sum), max: f64::from_bits(max), n };
+        (rest.is_empty() && n > 0 && aggregate.sum.is_finite()).then_some(aggregate)
+    }
+}
+
+/// [`BootId`] as text.
+mod boot_text {
+    use serde::{Deserialize, Deserializer, Serializer, de};
+
+    use super::BootId;
+
+    pub fn serialize<S: Serializer>(boot: &BootId, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(boot)
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<BootId, D::Error> {
+        BootId::parse(&String::deserialize(deserializer)?).ok_or_else(|| de::Error::custom("not a boot id"))
+    }
+}
+
+/// [`WallQuality`] as its word.
+mod quality_text {
+    use serde::{Deserialize, Deserializer, Serializer, de};
+
+    use super::WallQuality;
+
+    pub fn serialize<S: Serializer>(quality: &WallQuality, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(quality.as_str())
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<WallQuality, D::Error> {
+        let word = String::deserialize(deserializer)?;
+        (0..=4)
+            .map(WallQuality::from_u8)
+            .find(|quality| quality.as_str() == word)
+            .ok_or_else(|| de::Error::custom("not a clock's quality"))
+    }
+}
+
 /// Kinds whose value is a number that history can average.
 pub(super) const NUMERIC_KINDS: &str = "1, 2, 3";
+/// Kinds that the class alarm is made of.
+pub(super) const ALARM_KINDS: &str = "9, 10, 11, 12, 13";
 
 const NUMBER: i64 = 1;
 const INTEGER: i64 = 2;
 const BOOLEAN: i64 = 3;
 const TEXT: i64 = 4;
 const NO_VALUE: i64 = 5;
+pub(super) const AGGREGATE: i64 = 6;
 const MESSAGE: i64 = 8;
 const OUTCOME: i64 = 9;
 const GAP: i64 = 10;
+const ALARM: i64 = 11;
+const CLOCK: i64 = 12;
+const MANIFEST: i64 = 13;
 
 /// Key, stamps, codes and SQLite's own header of a row.
 const ROW_OVERHEAD: u64 = 36;

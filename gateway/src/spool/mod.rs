@@ -5,14 +5,22 @@
 //!
 //! Layout: one SQLite file in WAL mode with `synchronous=FULL`. Entries stand in partition tables `r_<id>` under a
 //! plain integer key and no secondary index, because an index on the hot table costs four times the writes. A
-//! partition is dropped whole, which costs nothing. Each uplink's cursor is one row and rides in the next commit.
+//! partition is dropped whole, which costs nothing. What may not wait for telemetry and is never displaced by it stands
+//! in a table of its own, in the same order of places. What each uplink's peer has is one row that rides in the next
+//! commit.
 //!
 //! Why not `locking_mode=EXCLUSIVE`: history and forwarders read through a connection of their own, so that neither
 //! ever waits for the writer nor holds it up. A file lock keeps a second process out instead.
 
+mod clocks;
+mod commands;
 mod damage;
 mod entry;
+mod progress;
 mod reader;
+mod retention;
+mod rollup;
+mod schema;
 mod store;
 #[cfg(test)]
 mod tests;
@@ -28,10 +36,13 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use serde::Deserialize;
 use tokio::sync::{mpsc, oneshot, watch};
 
+pub use commands::{Begun, CommandRow};
 pub use damage::Damage;
-pub use entry::{Body, Entry, Gap, GapReason, Stored};
+pub use entry::{Body, Class, ClockRecord, Entry, Gap, GapReason, Stored};
+pub use progress::{Hole, Progress};
 pub use reader::{Bucket, HistoryQuery};
 pub use store::{Stats, StoreError};
 
@@ -60,12 +71,29 @@ impl fmt::Display for Seq {
 pub struct Options {
     /// The most that the database may take on disk, in bytes.
     pub max_size: u64,
-    /// How long a reading may wait for others to share its commit.
-    pub commit_interval: Duration,
+    /// The longest that telemetry may wait for its commit: what a power cut may cost.
+    pub rpo: Duration,
+    /// Bytes that may be written to the disk a day; commits are made less often, within `rpo`, to keep to it.
+    pub wear_budget: u64,
+    /// What is done when the size is reached while an uplink is away.
+    pub when_full: WhenFull,
     /// How long what every uplink has is kept for history.
     pub retain: Duration,
-    /// The uplinks that read from here; cursors of others are forgotten.
+    /// The uplinks that read from here; what others had does not matter.
     pub uplinks: Vec<String>,
+}
+
+/// What is done when the size is reached while an uplink is away.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum WhenFull {
+    /// Old readings become minute means; only when that is not enough, the oldest are dropped.
+    #[default]
+    ThinOut,
+    /// The oldest are dropped.
+    DropOldest,
+    /// Nothing that was accepted is dropped: new telemetry is refused until there is room.
+    Refuse,
 }
 
 /// What the last commit made safe.
@@ -73,8 +101,10 @@ pub struct Options {
 pub struct Committed {
     /// The last place.
     pub last: Seq,
-    /// Each uplink's cursor as it stands on disk.
-    pub cursors: Arc<HashMap<String, Seq>>,
+    /// The last place of class alarm.
+    pub last_alarm: Seq,
+    /// Each uplink's progress as it stands on disk.
+    pub progress: Arc<HashMap<String, Progress>>,
 }
 
 /// The spool of a running gateway: a handle on the writer's and the reader's thread.
@@ -84,6 +114,7 @@ pub struct Spool {
     reader: mpsc::Sender<reader::Job>,
     committed: watch::Receiver<Committed>,
     stats: Arc<Mutex<Stats>>,
+    clock: Clock,
     threads: Arc<Mutex<Vec<std::thread::JoinHandle<()>>>>,
 }
 
@@ -127,7 +158,7 @@ impl Spool {
         };
         let reader_thread = spawn("spool-reader", move || reader::run(&reader_path, reader_jobs));
         let threads = Arc::new(Mutex::new(vec![writer_thread?, reader_thread?]));
-        Ok((Self { writer, reader, committed, stats, threads }, damage))
+        Ok((Self { writer, reader, committed, stats, clock, threads }, damage))
     }
 
     /// Appends entries and returns their places after the commit that holds them.
@@ -137,35 +168,124 @@ impl Spool {
     /// # Errors
     /// [`SpoolError::Refused`] when the disk is full beyond what the policy can free; nothing was stored then.
     pub async fn append(&self, entries: Vec<Entry>, is_urgent: bool) -> Result<Range<Seq>, SpoolError> {
-        let (reply, stored) = oneshot::channel();
-        let job = writer::Job::Append { entries, is_urgent, reply };
-        self.writer.send(job).await.map_err(|_| SpoolError::Closed)?;
-        stored.await.map_err(|_| SpoolError::Closed)?.map_err(SpoolError::Refused)
+        self.tell(|reply| writer::Job::Append { entries, is_urgent, reply: Some(reply) }).await
     }
 
-    /// Notes that `uplink`'s peer has everything up to `seq`. Stored with the next commit, at once when `is_urgent`:
-    /// a cursor that is lost costs duplicates, never entries.
-    pub async fn acknowledge(&self, uplink: &str, seq: Seq, is_urgent: bool) -> Result<(), SpoolError> {
-        let job = writer::Job::Acknowledge { uplink: uplink.to_owned(), seq, is_urgent };
-        self.writer.send(job).await.map_err(|_| SpoolError::Closed)
+    /// Hands entries over that nobody waits for. They are committed within [`Options::rpo`], at once if one is of class
+    /// alarm; those that cannot be written are counted and become a gap.
+    ///
+    /// # Errors
+    /// [`SpoolError::Closed`].
+    pub async fn offer(&self, entries: Vec<Entry>) -> Result<(), SpoolError> {
+        self.send(writer::Job::Append { entries, is_urgent: false, reply: None }).await
     }
 
-    /// Where `uplink` continues: the last place its peer has confirmed.
-    pub async fn cursor(&self, uplink: &str) -> Result<Seq, SpoolError> {
-        let (reply, cursor) = oneshot::channel();
-        self.writer
-            .send(writer::Job::Cursor { uplink: uplink.to_owned(), reply })
-            .await
-            .map_err(|_| SpoolError::Closed)?;
-        cursor.await.map_err(|_| SpoolError::Closed)
+    /// What `uplink`'s peer has and the blob of its protocol, the newest that was told. A new uplink begins before the
+    /// oldest entry.
+    ///
+    /// # Errors
+    /// [`SpoolError::Unreadable`], [`SpoolError::Closed`].
+    pub async fn progress(&self, uplink: &str) -> Result<(Progress, Vec<u8>), SpoolError> {
+        let uplink = uplink.to_owned();
+        self.look_up(|reply| writer::Job::Progress { uplink, reply }).await
+    }
+
+    /// Notes what `uplink`'s peer has. Stored with the next commit, after two seconds at the latest, at once when
+    /// `is_urgent`: progress that is lost costs duplicates, never entries. The newest wins as a whole.
+    ///
+    /// # Errors
+    /// [`SpoolError::Closed`].
+    pub async fn note_progress(
+        &self,
+        uplink: &str,
+        progress: Progress,
+        is_urgent: bool,
+    ) -> Result<(), SpoolError> {
+        self.send(writer::Job::Note { uplink: uplink.to_owned(), progress, is_urgent }).await
+    }
+
+    /// Stores what `uplink`'s peer has together with the blob of its protocol; returns after the commit.
+    ///
+    /// # Errors
+    /// [`SpoolError::Refused`] when it could not be written; what was stored before still holds then.
+    pub async fn store_progress(
+        &self,
+        uplink: &str,
+        progress: Progress,
+        state: Vec<u8>,
+    ) -> Result<(), SpoolError> {
+        let uplink = uplink.to_owned();
+        self.tell(|reply| writer::Job::Store { uplink, progress, state, reply }).await
+    }
+
+    /// Notes what was learnt of a boot's clock, as of now; from the next commit on, times are corrected by it.
+    ///
+    /// # Errors
+    /// [`SpoolError::Refused`] when it could not be written.
+    pub async fn note_clock(&self, record: ClockRecord) -> Result<(), SpoolError> {
+        let mono = self.clock.stamp().monotonic_ns as i64;
+        self.tell(|reply| writer::Job::Clock { record, mono, reply }).await
+    }
+
+    /// Writes a command down before it is acted on. Only [`Begun::New`] may be acted on.
+    ///
+    /// # Errors
+    /// [`SpoolError::Refused`] when it could not be written: it must not be acted on then.
+    pub async fn begin_command(&self, command: CommandRow) -> Result<Begun, SpoolError> {
+        self.tell(|reply| writer::Job::Begin { command, reply }).await
+    }
+
+    /// Writes down how a command went, as JSON.
+    ///
+    /// # Errors
+    /// [`SpoolError::Refused`] when it could not be written.
+    pub async fn finish_command(&self, id: &str, outcome: &str) -> Result<(), SpoolError> {
+        let (id, outcome) = (id.to_owned(), outcome.to_owned());
+        self.tell(|reply| writer::Job::Finish { id, outcome, reply }).await
+    }
+
+    /// What is kept under `key`: small things that have to last, as [`Spool::set_meta`] left them.
+    ///
+    /// # Errors
+    /// [`SpoolError::Unreadable`], [`SpoolError::Closed`].
+    pub async fn meta(&self, key: &str) -> Result<Option<Vec<u8>>, SpoolError> {
+        let key = key.to_owned();
+        self.look_up(|reply| writer::Job::Meta { key, reply }).await
+    }
+
+    /// Keeps a small thing under `key`; returns after the commit.
+    ///
+    /// # Errors
+    /// [`SpoolError::Refused`] when it could not be written.
+    pub async fn set_meta(&self, key: &str, value: Vec<u8>) -> Result<(), SpoolError> {
+        let key = key.to_owned();
+        self.tell(|reply| writer::Job::SetMeta { key, value, reply }).await
+    }
+
+    /// A random number made with the store's file: tells two stores of one gateway apart. Another one from then on
+    /// when a damaged store had to be set aside.
+    pub fn epoch(&self) -> u64 {
+        self.stats.lock().unwrap_or_else(PoisonError::into_inner).epoch
     }
 
     /// Changes what may be changed while running: size, interval, age, uplinks.
     pub async fn reconfigure(&self, options: Options) -> Result<(), SpoolError> {
-        self.writer.send(writer::Job::Reconfigure(options)).await.map_err(|_| SpoolError::Closed)
+        self.send(writer::Job::Reconfigure(options)).await
     }
 
-    /// Up to `limit` entries behind `after`, in order. Empty when there are none.
+    /// Up to `limit` entries of one class behind `after` up to and with `until`, in order. Empty when there are none.
+    pub async fn read(
+        &self,
+        class: Class,
+        after: Seq,
+        until: Seq,
+        limit: usize,
+    ) -> Result<Vec<Stored>, SpoolError> {
+        let range = reader::Range { after, until, limit };
+        self.ask(|reply| reader::Job::Range { class, range, reply }).await
+    }
+
+    /// Up to `limit` entries of both classes behind `after`, in order. Empty when there are none.
     pub async fn read_after(&self, after: Seq, limit: usize) -> Result<Vec<Stored>, SpoolError> {
         self.ask(|reply| reader::Job::After { after, limit, reply }).await
     }
@@ -199,6 +319,24 @@ impl Spool {
             }
         })
         .await;
+    }
+
+    async fn send(&self, job: writer::Job) -> Result<(), SpoolError> {
+        self.writer.send(job).await.map_err(|_| SpoolError::Closed)
+    }
+
+    /// Has the writer do something and waits for its commit.
+    async fn tell<T>(&self, job: impl FnOnce(writer::Reply<T>) -> writer::Job) -> Result<T, SpoolError> {
+        let (reply, answer) = oneshot::channel();
+        self.send(job(reply)).await?;
+        answer.await.map_err(|_| SpoolError::Closed)?.map_err(SpoolError::Refused)
+    }
+
+    /// Asks the writer for what only it knows.
+    async fn look_up<T>(&self, job: impl FnOnce(writer::Reply<T>) -> writer::Job) -> Result<T, SpoolError> {
+        let (reply, answer) = oneshot::channel();
+        self.send(job(reply)).await?;
+        answer.await.map_err(|_| SpoolError::Closed)?.map_err(SpoolError::Unreadable)
     }
 
     async fn ask<T>(
@@ -260,8 +398,10 @@ fn spawn(
         .map_err(|error| StoreError::Directory { path: PathBuf::from(name), error })
 }
 
-/// Full: the caller waits. The callers are the intake, which has a bound of its own and counts what it drops, and
-/// the uplinks' cursors, which may be late.
-const WRITER_QUEUE: usize = 256;
+/// Bytes a day that may be written unless somebody says otherwise: a card of 16 GB stands that for decades.
+pub const WEAR_BUDGET: u64 = 1_000_000_000;
+/// Full: the caller waits. The callers are the intake, which has a bound of its own and counts what it drops, the
+/// uplinks, whose progress may be late, and the command desk. Small, because a job may hold a thousand entries.
+const WRITER_QUEUE: usize = 64;
 /// Full: the caller waits; it is a forwarder, a page or an export.
 const READER_QUEUE: usize = 64;

@@ -11,15 +11,25 @@ use rusqlite::{Connection, OpenFlags, Row, params};
 use tokio::sync::{mpsc, oneshot};
 
 use super::Seq;
-use super::entry::{self, NUMERIC_KINDS, Stored, StoredChannel};
+use super::clocks::Clocks;
+use super::entry::{self, Class, NUMERIC_KINDS, Stored, StoredChannel};
 use super::store::{StoreError, damaged};
-use crate::clock::BootId;
+use crate::clock::{BootId, Wall, WallQuality};
 
 /// What the reader is asked.
 pub(super) enum Job {
     After { after: Seq, limit: usize, reply: oneshot::Sender<Result<Vec<Stored>, String>> },
+    Range { class: Class, range: Range, reply: oneshot::Sender<Result<Vec<Stored>, String>> },
     History { query: HistoryQuery, reply: oneshot::Sender<Result<Vec<Bucket>, String>> },
     Close,
+}
+
+/// Up to `limit` entries behind `after` up to and with `until`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Range {
+    pub(super) after: Seq,
+    pub(super) until: Seq,
+    pub(super) limit: usize,
 }
 
 /// A window of one channel's past.
@@ -73,6 +83,11 @@ pub(super) fn run(path: &Path, mut jobs: mpsc::Receiver<Job>) {
                 let result = with(&mut |reader| reader.after(after, limit).map(|read| entries = read));
                 let _ = reply.send(result.map(|()| entries));
             }
+            Job::Range { class, range, reply } => {
+                let mut entries = Vec::new();
+                let result = with(&mut |reader| reader.range(class, range).map(|read| entries = read));
+                let _ = reply.send(result.map(|()| entries));
+            }
             Job::History { query, reply } => {
                 let mut buckets = Vec::new();
                 let result = with(&mut |reader| reader.history(&query).map(|read| buckets = read));
@@ -90,6 +105,7 @@ pub(super) struct Reader {
     inode: u64,
     channels: HashMap<i64, Arc<StoredChannel>>,
     boots: HashMap<i64, BootId>,
+    clocks: Clocks,
 }
 
 impl Reader {
@@ -104,32 +120,55 @@ impl Reader {
         db.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
         db.pragma_update(None, "cache_size", -512)?;
         db.busy_timeout(std::time::Duration::from_secs(2))?;
-        Ok(Self { db, path: path.to_owned(), inode, channels: HashMap::new(), boots: HashMap::new() })
+        Ok(Self {
+            db,
+            path: path.to_owned(),
+            inode,
+            channels: HashMap::new(),
+            boots: HashMap::new(),
+            clocks: Clocks::default(),
+        })
     }
 
     fn is_current(&self) -> bool {
         fs::metadata(&self.path).is_ok_and(|metadata| metadata.ino() == self.inode)
     }
 
-    /// Up to `limit` entries behind `after`. What no longer reads as an entry is passed over.
+    /// Up to `limit` entries of both classes behind `after`, in order. What no longer reads as an entry is passed over.
     pub(super) fn after(&mut self, after: Seq, limit: usize) -> Result<Vec<Stored>, StoreError> {
+        let range = Range { after, until: LAST, limit };
+        let mut entries = self.range(Class::Alarm, range)?;
+        entries.extend(self.range(Class::Telemetry, range)?);
+        entries.sort_by_key(|entry| entry.seq);
+        entries.truncate(limit);
+        Ok(entries)
+    }
+
+    /// Entries of one class, in order. What no longer reads as an entry is passed over.
+    pub(super) fn range(&mut self, class: Class, range: Range) -> Result<Vec<Stored>, StoreError> {
         self.learn()?;
         let tx = self.db.unchecked_transaction()?;
+        let (after, until) = (range.after.0 as i64, range.until.min(LAST).0 as i64);
+        let tables: Vec<String> = match class {
+            Class::Alarm => vec!["alarm".into()],
+            Class::Telemetry => partitions(&tx)?
+                .into_iter()
+                .filter(|part| part.first <= until && part.end.is_none_or(|end| end > after + 1))
+                .map(|part| format!("r_{}", part.id))
+                .collect(),
+        };
         let mut entries = Vec::new();
-        for (id, end) in partitions(&tx)? {
-            if end.is_some_and(|end| end <= after.0 as i64 + 1) {
-                continue;
-            }
-            let left = limit - entries.len();
+        for table in tables {
+            let left = range.limit - entries.len();
             let mut rows = tx.prepare_cached(&format!(
-                "SELECT seq, kind, channel, boot, mono, wall, clock, quality, value FROM r_{id} \
-                 WHERE seq > ? ORDER BY seq LIMIT ?"
+                "SELECT seq, kind, channel, boot, mono, wall, clock, quality, value FROM {table} \
+                 WHERE seq > ? AND seq <= ? ORDER BY seq LIMIT ?"
             ))?;
-            let mut rows = rows.query(params![after.0 as i64, left as i64])?;
+            let mut rows = rows.query(params![after, until, left as i64])?;
             while let Some(row) = rows.next()? {
-                entries.extend(stored(row, &self.channels, &self.boots)?);
+                entries.extend(stored(row, &self.channels, &self.boots, &self.clocks)?);
             }
-            if entries.len() == limit {
+            if entries.len() == range.limit {
                 break;
             }
         }
@@ -172,7 +211,7 @@ impl Reader {
             query.from_ns
         };
         if raw_from < query.to_ns {
-            for (id, _) in partitions(&tx)? {
+            for Part { id, .. } in partitions(&tx)? {
                 let mut rows = tx.prepare_cached(&format!(
                     "SELECT wall / ?1, count(*), min(value), sum(value), max(value) FROM r_{id} \
                      WHERE channel = ?2 AND wall >= ?3 AND wall < ?4 AND kind IN ({NUMERIC_KINDS}) \
@@ -218,7 +257,7 @@ impl Reader {
                 <[u8; 16]>::try_from(uuid.as_slice()).map_err(|_| damaged("a boot id is not 16 bytes"))?;
             self.boots.insert(row.get(0)?, BootId(u128::from_be_bytes(uuid)));
         }
-        Ok(())
+        self.clocks.learn(&self.db)
     }
 }
 
@@ -226,21 +265,36 @@ fn stored(
     row: &Row<'_>,
     channels: &HashMap<i64, Arc<StoredChannel>>,
     boots: &HashMap<i64, BootId>,
+    clocks: &Clocks,
 ) -> Result<Option<Stored>, rusqlite::Error> {
     let seq = Seq(row.get::<_, i64>(0)? as u64);
     let channel = channels.get(&row.get(2)?).cloned();
-    let boot = boots.get(&row.get(3)?).copied().unwrap_or(BootId(0));
-    let stamp = entry::stamp(boot, row.get(4)?, row.get(5)?, row.get(6)?);
+    let (boot, mono) = (row.get(3)?, row.get(4)?);
+    let boot_id = boots.get(&boot).copied().unwrap_or(BootId(0));
+    let mut stamp = entry::stamp(boot_id, mono, row.get(5)?, row.get(6)?);
+    let quality = stamp.wall.map_or(WallQuality::None, |wall| wall.quality);
+    let corrected = clocks.correct(boot, mono, quality);
+    if let Some((unix_ns, offset)) = corrected {
+        stamp.wall = Some(Wall { unix_ns, quality: offset.quality });
+    }
     let channel =
         channel.unwrap_or_else(|| Arc::new(StoredChannel { name: String::new(), unit: String::new() }));
     let body = entry::body(row.get(1)?, channel, row.get(7)?, row.get_ref(8)?);
-    Ok(body.map(|body| Stored { seq, stamp, body }))
+    Ok(body.map(|body| Stored { seq, stamp, is_corrected: corrected.is_some(), body }))
 }
 
-/// Each partition's id with the first place of the next one.
-fn partitions(db: &Connection) -> Result<Vec<(i64, Option<i64>)>, rusqlite::Error> {
-    db.prepare_cached("SELECT id, lead(first) OVER (ORDER BY id) FROM part ORDER BY id")?
-        .query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?
+/// A partition as a reader sees it.
+#[derive(Debug, Clone, Copy)]
+struct Part {
+    id: i64,
+    first: i64,
+    /// The first place of the next one.
+    end: Option<i64>,
+}
+
+fn partitions(db: &Connection) -> Result<Vec<Part>, rusqlite::Error> {
+    db.prepare_cached("SELECT id, first, lead(first) OVER (ORDER BY id) FROM part ORDER BY id")?
+        .query_map([], |row| Ok(Part { id: row.get(0)?, first: row.get(1)?, end: row.get(2)? }))?
         .collect()
 }
 
@@ -262,3 +316,5 @@ fn add(buckets: &mut HashMap<i64, Bucket>, start_ns: i64, n: u64, min: f64, sum:
 }
 
 const MINUTE_NS: i64 = 60_000_000_000;
+/// SQLite's keys end here.
+const LAST: Seq = Seq(i64::MAX as u64);

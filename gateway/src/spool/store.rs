@@ -1,13 +1,19 @@
-//! The database itself: schema, transactions, partitions and what is dropped when room runs out.
+//! The database itself: how it is opened and what one commit writes.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use rusqlite::config::DbConfig;
-use rusqlite::{Connection, ErrorCode, OptionalExtension, Transaction, params};
+use rusqlite::{Connection, ErrorCode, OptionalExtension as _, params};
 
-use super::entry::{Entry, Gap, GapReason, NUMERIC_KINDS, wall_columns};
+use super::clocks::{self, Clocks};
+use super::commands::{Begun, CommandStep};
+use super::entry::{Class, ClockRecord, Entry, Gap, wall_columns};
+use super::progress::Progress;
+use super::retention::{Tended, Tending};
+use super::rollup::Minutes;
+use super::schema::{self, FORMAT};
 use super::{Committed, Options, Seq, store_path};
 use crate::clock::{BootId, Clock};
 
@@ -85,36 +91,94 @@ impl StoreError {
 
 /// The open database, owned by the writer's thread.
 pub(super) struct Store {
-    db: Connection,
+    pub(super) db: Connection,
     directory: PathBuf,
     clock: Clock,
     boot: i64,
     epoch: u64,
-    options: Options,
+    pub(super) options: Options,
     last: Seq,
+    last_alarm: Seq,
     /// Oldest first; the last one is written to.
-    partitions: Vec<Partition>,
+    pub(super) partitions: Vec<Partition>,
+    pub(super) alarms: Alarms,
     channels: HashMap<String, i64>,
-    cursors: HashMap<String, Seq>,
+    progress: Arc<HashMap<String, Progress>>,
+    clocks: Clocks,
     minutes: Minutes,
     gaps: Vec<(i64, Gap)>,
     commits: u64,
     appended: u64,
+    pub(super) tending: Tending,
 }
 
+/// A table of telemetry.
 #[derive(Debug, Clone)]
-struct Partition {
-    id: i64,
-    first: Seq,
-    weight: u64,
-    oldest_ns: i64,
+pub(super) struct Partition {
+    pub(super) id: i64,
+    /// No place before this one is in it.
+    pub(super) first: Seq,
+    pub(super) weight: u64,
+    pub(super) oldest_ns: i64,
 }
 
-/// Minimum, maximum, sum and number per channel of the minute that is still open.
+/// The table of the class alarm.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Alarms {
+    /// The oldest place there, if any.
+    pub(super) first: Option<Seq>,
+    pub(super) weight: u64,
+}
+
+/// What one commit makes safe: all of it or nothing.
+#[derive(Debug, Default)]
+pub(super) struct Batch {
+    /// Losses to be recorded before everything else.
+    pub(super) lost: Vec<Gap>,
+    pub(super) entries: Vec<Entry>,
+    pub(super) progress: HashMap<String, Progress>,
+    pub(super) states: HashMap<String, Vec<u8>>,
+    /// Each with the monotonic time at which it was made.
+    pub(super) clocks: Vec<(ClockRecord, i64)>,
+    pub(super) commands: Vec<CommandStep>,
+    pub(super) blobs: Vec<(String, Vec<u8>)>,
+}
+
+impl Batch {
+    /// Whether a commit would change nothing that anybody asked for.
+    pub(super) fn is_empty(&self) -> bool {
+        let Self { lost: _, entries, progress, states, clocks, commands, blobs } = self;
+        entries.is_empty()
+            && progress.is_empty()
+            && states.is_empty()
+            && clocks.is_empty()
+            && commands.is_empty()
+            && blobs.is_empty()
+    }
+}
+
+/// What came of a commit.
+#[derive(Debug)]
+pub(super) struct Done {
+    /// The place of the batch's first entry.
+    pub(super) first: Seq,
+    /// What had to make room; recorded as entries in the same commit.
+    pub(super) dropped: Vec<Gap>,
+    /// What to answer to commands that begin, in their order.
+    pub(super) begun: Vec<Begun>,
+}
+
+/// What a transaction changes in memory, once it is committed.
 #[derive(Default)]
-struct Minutes {
-    minute: i64,
-    open: HashMap<i64, (f64, f64, f64, i64)>,
+struct Written {
+    last: Seq,
+    last_alarm: Seq,
+    weight: u64,
+    alarm_weight: u64,
+    first_alarm: Option<Seq>,
+    channels: Vec<(String, i64)>,
+    gaps: Vec<(i64, Gap)>,
+    begun: Vec<Begun>,
 }
 
 impl Store {
@@ -134,24 +198,26 @@ impl Store {
         db.pragma_update(None, "journal_size_limit", 8 << 20)?;
         db.pragma_update(None, "cache_size", -1024)?;
         db.pragma_update(None, "temp_store", "MEMORY")?;
-        db.set_prepared_statement_cache_capacity(32);
+        db.set_prepared_statement_cache_capacity(64);
         let format: i64 = db.query_row("PRAGMA user_version", [], |row| row.get(0))?;
         if format > FORMAT {
             return Err(StoreError::Newer(format));
         }
         if format == 0 {
-            create(&db, first)?;
-        } else if db.query_row("PRAGMA page_count", [], |row| row.get::<_, i64>(0))? < QUICK_CHECK_PAGES {
-            let verdict: String = db.query_row("PRAGMA quick_check(1)", [], |row| row.get(0))?;
-            if verdict != "ok" {
-                return Err(damaged(&verdict));
+            schema::create(&db, first)?;
+        } else {
+            if db.query_row("PRAGMA page_count", [], |row| row.get::<_, i64>(0))? < QUICK_CHECK_PAGES {
+                let verdict: String = db.query_row("PRAGMA quick_check(1)", [], |row| row.get(0))?;
+                if verdict != "ok" {
+                    return Err(damaged(&verdict));
+                }
             }
+            schema::migrate(&db, format)?;
         }
-        let epoch = db
-            .query_row("SELECT value FROM meta WHERE key = 'epoch'", [], |row| row.get::<_, i64>(0))?
-            as u64;
-        let base =
-            db.query_row("SELECT value FROM meta WHERE key = 'base'", [], |row| row.get::<_, i64>(0))? as u64;
+        let meta = |key: &str| {
+            db.query_row("SELECT value FROM meta WHERE key = ?", [key], |row| row.get::<_, i64>(0))
+        };
+        let (epoch, base) = (meta("epoch")? as u64, meta("base")? as u64);
         let boot = intern_boot(&db, clock.boot())?;
         let mut store = Self {
             db,
@@ -161,17 +227,21 @@ impl Store {
             epoch,
             options: options.clone(),
             last: Seq(base),
+            last_alarm: Seq(0),
             partitions: Vec::new(),
+            alarms: Alarms::default(),
             channels: HashMap::new(),
-            cursors: HashMap::new(),
+            progress: Arc::default(),
+            clocks: Clocks::default(),
             minutes: Minutes::default(),
             gaps: Vec::new(),
             commits: 0,
             appended: 0,
+            tending: Tending::default(),
         };
-        store.load()?;
         store.limit_pages()?;
-        store.rebuild_minutes()?;
+        store.load()?;
+        store.minutes = Minutes::rebuild(&store.db, &store.partitions)?;
         Ok(store)
     }
 
@@ -191,166 +261,211 @@ impl Store {
     }
 
     pub(super) fn committed(&self) -> Committed {
-        Committed { last: self.last, cursors: Arc::new(self.cursors.clone()) }
+        Committed { last: self.last, last_alarm: self.last_alarm, progress: self.progress.clone() }
     }
 
     pub(super) fn clock(&self) -> Clock {
         self.clock
     }
 
-    pub(super) fn cursor(&self, uplink: &str) -> Seq {
-        let oldest = self.partitions.first().map_or(self.last, |first| Seq(first.first.0.saturating_sub(1)));
-        self.cursors.get(uplink).copied().unwrap_or(oldest)
+    /// What an uplink's peer has; one that was never heard of begins before the oldest entry.
+    pub(super) fn progress(&self, uplink: &str) -> Progress {
+        self.progress
+            .get(uplink)
+            .cloned()
+            .unwrap_or_else(|| Progress::at(Seq(self.first_seq().0.saturating_sub(1))))
+    }
+
+    /// The blob of an uplink's protocol; empty where there is none.
+    pub(super) fn state(&self, uplink: &str) -> Result<Vec<u8>, StoreError> {
+        let state = self
+            .db
+            .prepare_cached("SELECT state FROM state WHERE uplink = ?")?
+            .query_row([uplink], |row| row.get(0))
+            .optional()?;
+        Ok(state.unwrap_or_default())
+    }
+
+    /// What somebody keeps here under `key`.
+    pub(super) fn blob(&self, key: &str) -> Result<Option<Vec<u8>>, StoreError> {
+        Ok(self
+            .db
+            .prepare_cached("SELECT value FROM blob WHERE key = ?")?
+            .query_row([key], |row| row.get(0))
+            .optional()?)
     }
 
     pub(super) fn reconfigure(&mut self, options: Options) -> Result<(), StoreError> {
         self.options = options;
+        self.tending.is_due = true;
         self.limit_pages()
     }
 
-    /// Appends `entries` and stores the cursors in one transaction; everything or nothing.
-    pub(super) fn append<'a>(
-        &mut self,
-        entries: impl Iterator<Item = &'a Entry>,
-        cursors: &HashMap<String, Seq>,
-    ) -> Result<(), StoreError> {
-        let partition = self.partitions.last().map(|last| last.id).unwrap_or_default();
-        let mut last = self.last;
-        let mut weight = 0;
-        let mut added = Vec::new();
-        let mut gaps = Vec::new();
+    /// The oldest place that is still there, else the one that comes next.
+    pub(super) fn first_seq(&self) -> Seq {
+        let oldest = self.partitions.first().map_or(self.last.next(), |first| first.first);
+        self.alarms.first.map_or(oldest, |alarm| alarm.min(oldest))
+    }
+
+    /// Writes a batch in one transaction, everything or nothing, with what has to make room for it and the losses
+    /// that this makes.
+    pub(super) fn commit(&mut self, batch: &Batch) -> Result<Done, StoreError> {
         let mut minutes = std::mem::take(&mut self.minutes);
-        let appended = (|| {
-            let tx = self.db.transaction()?;
-            {
-                let mut insert = tx.prepare_cached(&format!(
-                    "INSERT INTO r_{partition} (seq, kind, channel, boot, mono, wall, clock, quality, value) \
-                     VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
-                ))?;
-                for entry in entries {
-                    let channel = match entry.channel() {
-                        None => 0,
-                        Some((name, unit)) => match self.channels.get(name).or_else(|| find(&added, name)) {
-                            Some(id) => *id,
-                            None => {
-                                let id = intern_channel(&tx, name, unit)?;
-                                added.push((name.to_owned(), id));
-                                id
-                            }
-                        },
-                    };
-                    last = last.next();
-                    weight += entry.weight();
-                    let stamp = entry.stamp();
-                    let (wall, clock) = wall_columns(stamp);
-                    let row = entry.row(channel);
-                    let mono = stamp.monotonic_ns as i64;
-                    insert.execute(params![
-                        last.0 as i64,
-                        row.kind,
-                        row.channel,
-                        self.boot,
-                        mono,
-                        wall,
-                        clock,
-                        row.quality,
-                        row.value
-                    ])?;
-                    if let Entry::Reading(reading) = entry
-                        && let Some(number) = reading.value.as_ref().and_then(drivers::Value::as_f64)
-                    {
-                        minutes.add(&tx, channel, wall, number)?;
-                    }
-                    if let Entry::Gap { gap, .. } = entry {
-                        tx.prepare_cached("INSERT INTO gap (wall, json) VALUES (?, ?)")?
-                            .execute(params![wall, serde_json::to_string(gap).unwrap_or_default()])?;
-                        gaps.push((wall, gap.clone()));
-                    }
+        let written = self.write(batch, &mut minutes);
+        match written {
+            Ok((tended, written)) => {
+                self.minutes = minutes;
+                let first = Seq(self.last.0 + (tended.gaps.len() + batch.lost.len()) as u64 + 1);
+                if !batch.progress.is_empty() {
+                    let told =
+                        batch.progress.iter().map(|(uplink, progress)| (uplink.clone(), progress.clone()));
+                    Arc::make_mut(&mut self.progress).extend(told);
                 }
+                let (dropped, begun) = self.take_over(tended, written);
+                Ok(Done { first, dropped, begun })
             }
-            for (uplink, seq) in cursors {
-                tx.prepare_cached("INSERT OR REPLACE INTO cursor (uplink, acked) VALUES (?, ?)")?
-                    .execute(params![uplink, seq.0 as i64])?;
+            Err(error) => {
+                // What was added to the open minute is made again from what the tables truly hold.
+                self.minutes = Minutes::rebuild(&self.db, &self.partitions)?;
+                Err(error)
             }
-            tx.commit()?;
-            Ok::<_, StoreError>(())
-        })();
-        if let Err(error) = appended {
-            // What was added to the open minute is rebuilt from what the table truly holds.
-            self.rebuild_minutes()?;
-            return Err(error);
         }
-        self.minutes = minutes;
-        self.appended += last.0 - self.last.0;
-        self.last = last;
-        self.commits += 1;
-        self.channels.extend(added);
-        self.cursors.extend(cursors.iter().map(|(uplink, seq)| (uplink.clone(), *seq)));
-        self.gaps.extend(gaps);
-        self.gaps.drain(..self.gaps.len().saturating_sub(MAX_GAPS));
-        if let Some(partition) = self.partitions.last_mut() {
-            partition.weight += weight;
+    }
+
+    /// The transaction of [`Store::commit`]: nothing in memory changes but the open minute.
+    fn write(&self, batch: &Batch, minutes: &mut Minutes) -> Result<(Tended, Written), StoreError> {
+        let tx = self.db.unchecked_transaction()?;
+        let tended = self.tend(&tx)?;
+        let stamp = self.clock.stamp();
+        let gaps: Vec<Entry> =
+            tended.gaps.iter().chain(&batch.lost).map(|gap| Entry::Gap { gap: gap.clone(), stamp }).collect();
+        let mut written =
+            Written { last: self.last, last_alarm: self.last_alarm, first_alarm: None, ..Written::default() };
+        let partition = tended.partitions.as_deref().unwrap_or(&self.partitions).last();
+        let partition = partition.map(|last| last.id).unwrap_or_default();
+        self.insert(&tx, partition, gaps.iter().chain(&batch.entries), minutes, &mut written)?;
+        for (uplink, progress) in &batch.progress {
+            tx.prepare_cached(
+                "INSERT OR REPLACE INTO progress (uplink, alarm, live, holes) VALUES (?, ?, ?, ?)",
+            )?
+            .execute(params![
+                uplink,
+                progress.alarm.0 as i64,
+                progress.live.0 as i64,
+                progress.holes_json()
+            ])?;
+        }
+        for (uplink, state) in &batch.states {
+            tx.prepare_cached("INSERT OR REPLACE INTO state (uplink, state) VALUES (?, ?)")?
+                .execute(params![uplink, state])?;
+        }
+        for (record, mono) in &batch.clocks {
+            let boot =
+                if record.boot == self.clock.boot() { self.boot } else { intern_boot(&tx, record.boot)? };
+            clocks::insert(&tx, boot, *mono, record)?;
+        }
+        for step in &batch.commands {
+            written.begun.extend(step.write(&tx)?);
+        }
+        for (key, value) in &batch.blobs {
+            tx.prepare_cached("INSERT OR REPLACE INTO blob (key, value) VALUES (?, ?)")?
+                .execute(params![key, value])?;
+        }
+        tx.commit()?;
+        Ok((tended, written))
+    }
+
+    /// Writes entries into their tables, each at the next place.
+    fn insert<'a>(
+        &self,
+        tx: &Connection,
+        partition: i64,
+        entries: impl Iterator<Item = &'a Entry>,
+        minutes: &mut Minutes,
+        written: &mut Written,
+    ) -> Result<(), StoreError> {
+        let columns = "(seq, kind, channel, boot, mono, wall, clock, quality, value) \
+                       VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)";
+        let mut telemetry = tx.prepare_cached(&format!("INSERT INTO r_{partition} {columns}"))?;
+        let mut alarm = tx.prepare_cached(&format!("INSERT INTO alarm {columns}"))?;
+        for entry in entries {
+            let channel = match entry.channel() {
+                None => 0,
+                Some((name, unit)) => match self.channels.get(name).or_else(|| find(&written.channels, name))
+                {
+                    Some(id) => *id,
+                    None => {
+                        let id = intern_channel(tx, name, unit)?;
+                        written.channels.push((name.to_owned(), id));
+                        id
+                    }
+                },
+            };
+            let seq = written.last.next();
+            written.last = seq;
+            let stamp = entry.stamp();
+            let (wall, clock) = wall_columns(stamp);
+            let row = entry.row(channel);
+            let mono = stamp.monotonic_ns as i64;
+            let insert = match entry.class() {
+                Class::Telemetry => {
+                    written.weight += entry.weight();
+                    &mut telemetry
+                }
+                Class::Alarm => {
+                    written.alarm_weight += entry.weight();
+                    written.last_alarm = seq;
+                    written.first_alarm.get_or_insert(seq);
+                    &mut alarm
+                }
+            };
+            insert.execute(params![
+                seq.0 as i64,
+                row.kind,
+                row.channel,
+                self.boot,
+                mono,
+                wall,
+                clock,
+                row.quality,
+                row.value
+            ])?;
+            if let Entry::Reading(reading) = entry
+                && let Some(number) = reading.value.as_ref().and_then(drivers::Value::as_f64)
+            {
+                minutes.add(tx, channel, wall, number)?;
+            }
+            if let Entry::Gap { gap, .. } = entry {
+                tx.prepare_cached("INSERT INTO gap (wall, json) VALUES (?, ?)")?
+                    .execute(params![wall, serde_json::to_string(gap).unwrap_or_default()])?;
+                written.gaps.push((wall, gap.clone()));
+            }
         }
         Ok(())
     }
 
-    /// Begins a new partition when the last is full, and drops what nobody needs or what has to make room.
-    ///
-    /// Policy at the limit: first what every uplink has, oldest first; then, if an uplink is away, the oldest all the
-    /// same. Returns the losses that this made; they are to be appended as entries.
-    pub(super) fn tend(&mut self) -> Result<Vec<Gap>, StoreError> {
-        if self.partitions.last().is_some_and(|last| last.weight >= self.partition_weight()) {
-            self.add_partition()?;
+    /// Takes over into memory what a transaction has committed.
+    fn take_over(&mut self, tended: Tended, written: Written) -> (Vec<Gap>, Vec<Begun>) {
+        self.tending.done(tended.has_looked, written.weight + written.alarm_weight);
+        if let Some(partitions) = tended.partitions {
+            self.partitions = partitions;
         }
-        let mut gaps = Vec::new();
-        let now = self.clock.stamp().wall.map_or(0, |wall| wall.unix_ns);
-        while self.partitions.len() > 1 {
-            let is_over = self.bytes()? > self.options.max_size / 10 * 9;
-            let second = &self.partitions[1];
-            let is_old = now.saturating_sub(second.oldest_ns) > self.options.retain.as_nanos() as i64;
-            let last_of_first = Seq(second.first.0 - 1);
-            let is_had_by_all =
-                self.options.uplinks.iter().all(|uplink| self.cursor(uplink) >= last_of_first);
-            if !(is_over || (is_old && is_had_by_all)) {
-                break;
-            }
-            gaps.extend(self.drop_oldest(GapReason::Quota)?);
+        if let Some(alarms) = tended.alarms {
+            self.alarms = alarms;
         }
-        Ok(gaps)
-    }
-
-    /// Drops the oldest partition; a loss if an uplink did not have all of it.
-    pub(super) fn drop_oldest(&mut self, reason: GapReason) -> Result<Option<Gap>, StoreError> {
-        if self.partitions.len() < 2 {
-            self.add_partition()?;
+        if let Some(partition) = self.partitions.last_mut() {
+            partition.weight += written.weight;
         }
-        let first = self.partitions[0].clone();
-        let last = Seq(self.partitions[1].first.0 - 1);
-        let had = self.options.uplinks.iter().map(|uplink| self.cursor(uplink)).min().unwrap_or(last);
-        let tx = self.db.transaction()?;
-        tx.execute_batch(&format!("DROP TABLE r_{}", first.id))?;
-        tx.execute("DELETE FROM part WHERE id = ?", [first.id])?;
-        tx.execute(
-            "DELETE FROM rollup WHERE minute < ?",
-            [self.partitions[1].oldest_ns / MINUTE_NS - ROLLUP_MINUTES],
-        )?;
-        tx.commit()?;
-        self.partitions.remove(0);
-        // An empty partition was dropped to get going again: nothing is lost.
-        if had >= last || last < first.first {
-            return Ok(None);
-        }
-        let from = had.next().max(first.first);
-        for uplink in &self.options.uplinks {
-            let cursor = self.cursors.entry(uplink.clone()).or_insert(last);
-            *cursor = (*cursor).max(last);
-        }
-        Ok(Some(Gap {
-            from_seq: Some(from.0),
-            to_seq: Some(last.0),
-            count: Some(last.0 + 1 - from.0),
-            reason,
-        }))
+        self.alarms.weight += written.alarm_weight;
+        self.alarms.first = self.alarms.first.or(written.first_alarm);
+        self.appended += written.last.0 - self.last.0;
+        self.last = written.last;
+        self.last_alarm = written.last_alarm;
+        self.commits += 1;
+        self.channels.extend(written.channels);
+        self.gaps.extend(written.gaps);
+        self.gaps.drain(..self.gaps.len().saturating_sub(MAX_GAPS));
+        (tended.gaps, written.begun)
     }
 
     /// Writes the log back into the database and shortens it: frees room on a full disk.
@@ -368,7 +483,7 @@ impl Store {
     /// Brings `stats` up to date; the size only where the caller looked it up.
     pub(super) fn show(&self, stats: &mut Stats, bytes: Option<u64>) {
         stats.epoch = self.epoch;
-        stats.first_seq = self.partitions.first().map_or(0, |first| first.first.0.min(self.last.0));
+        stats.first_seq = self.first_seq().0.min(self.last.0);
         stats.last_seq = self.last.0;
         stats.bytes = bytes.unwrap_or(stats.bytes);
         stats.max_bytes = self.options.max_size;
@@ -413,27 +528,28 @@ impl Store {
                 .max(Seq(partition.first.0.saturating_sub(1)));
         }
         if let Some(last) = partitions.last_mut() {
-            // As `Entry::weight` counts: a number takes 8 bytes, what is longer its length.
-            let sql = format!(
-                "SELECT coalesce(sum(36 + max(8, coalesce(length(value), 0))), 0) FROM r_{}",
-                last.id
-            );
-            last.weight = self.db.query_row(&sql, [], |row| row.get::<_, i64>(0))? as u64;
+            last.weight = self.weight_of(&format!("r_{}", last.id))?;
         }
         self.partitions = partitions;
+        let (first, last) = self.db.query_row("SELECT min(seq), max(seq) FROM alarm", [], |row| {
+            Ok((row.get::<_, Option<i64>>(0)?, row.get::<_, Option<i64>>(1)?))
+        })?;
+        self.alarms = Alarms { first: first.map(|seq| Seq(seq as u64)), weight: self.weight_of("alarm")? };
+        self.last_alarm = Seq(last.unwrap_or_default() as u64);
+        self.last = self.last.max(self.last_alarm);
         if self.partitions.is_empty() {
-            self.add_partition()?;
+            let tx = self.db.unchecked_transaction()?;
+            let first = self.add_partition(&tx, 1)?;
+            tx.commit()?;
+            self.partitions.push(first);
         }
         self.channels = self
             .db
             .prepare("SELECT name, id FROM channel")?
             .query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?
             .collect::<Result<_, _>>()?;
-        self.cursors = self
-            .db
-            .prepare("SELECT uplink, acked FROM cursor")?
-            .query_map([], |row| Ok((row.get(0)?, Seq(row.get::<_, i64>(1)? as u64))))?
-            .collect::<Result<_, _>>()?;
+        self.load_progress()?;
+        self.clocks.learn(&self.db)?;
         let gaps = self
             .db
             .prepare("SELECT wall, json FROM (SELECT * FROM gap ORDER BY id DESC LIMIT ?) ORDER BY id")?
@@ -446,106 +562,36 @@ impl Store {
         Ok(())
     }
 
-    fn add_partition(&mut self) -> Result<(), StoreError> {
-        let id = self.partitions.last().map_or(1, |last| last.id + 1);
-        let first = self.last.next();
-        let tx = self.db.transaction()?;
-        tx.execute_batch(&format!(
-            "CREATE TABLE r_{id} (seq INTEGER PRIMARY KEY, kind INTEGER NOT NULL, channel INTEGER NOT NULL, \
-             boot INTEGER NOT NULL, mono INTEGER NOT NULL, wall INTEGER NOT NULL, clock INTEGER NOT NULL, \
-             quality INTEGER NOT NULL, value)"
-        ))?;
-        tx.execute("INSERT INTO part (id, first) VALUES (?, ?)", params![id, first.0 as i64])?;
-        tx.commit()?;
-        let oldest_ns = self.clock.stamp().wall.map_or(0, |wall| wall.unix_ns);
-        self.partitions.push(Partition { id, first, weight: 0, oldest_ns });
+    fn load_progress(&mut self) -> Result<(), StoreError> {
+        let mut rows = self.db.prepare("SELECT uplink, alarm, live, holes FROM progress")?;
+        let mut rows = rows.query([])?;
+        let mut progress = HashMap::new();
+        while let Some(row) = rows.next()? {
+            let holes = Progress::parse_holes(&row.get::<_, String>(3)?)
+                .ok_or_else(|| damaged("an uplink's holes are not what was written"))?;
+            let place = |at: usize| row.get::<_, i64>(at).map(|seq| Seq(seq as u64));
+            progress.insert(row.get(0)?, Progress { alarm: place(1)?, live: place(2)?, holes });
+        }
+        self.progress = Arc::new(progress);
         Ok(())
     }
 
-    /// A partition is a thirty-second of the whole, so that dropping one frees little more than is needed.
-    fn partition_weight(&self) -> u64 {
-        (self.options.max_size / 32).clamp(256 << 10, 64 << 20)
+    /// What a table's rows weigh, as [`Entry::weight`] counts: a number takes 8 bytes, what is longer its length.
+    fn weight_of(&self, table: &str) -> Result<u64, StoreError> {
+        let sql = format!("SELECT coalesce(sum(36 + max(8, coalesce(length(value), 0))), 0) FROM {table}");
+        Ok(self.db.query_row(&sql, [], |row| row.get::<_, i64>(0))? as u64)
     }
 
     /// Bytes in use: pages of the file without the free ones.
     pub(super) fn bytes(&self) -> Result<u64, StoreError> {
-        let pragma =
-            |name: &str| self.db.query_row(&format!("PRAGMA {name}"), [], |row| row.get::<_, i64>(0));
-        Ok((pragma("page_count")? - pragma("freelist_count")?) as u64 * PAGE as u64)
+        let pragma = |sql: &str| self.db.prepare_cached(sql)?.query_row([], |row| row.get::<_, i64>(0));
+        Ok((pragma("PRAGMA page_count")? - pragma("PRAGMA freelist_count")?) as u64 * PAGE as u64)
     }
 
     /// SQLite's own limit stands a little above ours: it is hit only when dropping could not keep up.
     fn limit_pages(&self) -> Result<(), StoreError> {
         let pages = (self.options.max_size / PAGE as u64).max(64) as i64;
         self.db.query_row(&format!("PRAGMA max_page_count = {pages}"), [], |_| Ok(()))?;
-        Ok(())
-    }
-
-    /// Closes minutes that a crash left open, from the rows themselves.
-    fn rebuild_minutes(&mut self) -> Result<(), StoreError> {
-        self.minutes = Minutes::default();
-        let since: i64 =
-            self.db.query_row("SELECT coalesce(max(minute), 0) FROM rollup", [], |row| row.get(0))?;
-        // A minute may lie across two partitions.
-        let rows: Vec<String> = self
-            .partitions
-            .iter()
-            .rev()
-            .take(2)
-            .map(|partition| format!("SELECT channel, wall, kind, value FROM r_{}", partition.id))
-            .collect();
-        self.db.execute(
-            &format!(
-                "INSERT OR REPLACE INTO rollup (channel, minute, n, min, max, sum) \
-                 SELECT channel, wall / {MINUTE_NS}, count(*), min(value), max(value), sum(value) FROM ({}) \
-                 WHERE kind IN ({NUMERIC_KINDS}) AND value IS NOT NULL AND wall >= ? * {MINUTE_NS} \
-                 GROUP BY channel, wall / {MINUTE_NS}",
-                rows.join(" UNION ALL ")
-            ),
-            [since],
-        )?;
-        Ok(())
-    }
-}
-
-impl Minutes {
-    /// Counts a value in; when its minute is another than the open one, writes the open one first.
-    fn add(
-        &mut self,
-        tx: &Transaction<'_>,
-        channel: i64,
-        wall_ns: i64,
-        value: f64,
-    ) -> Result<(), StoreError> {
-        if wall_ns <= 0 || !value.is_finite() {
-            return Ok(());
-        }
-        let minute = wall_ns / MINUTE_NS;
-        if minute != self.minute {
-            self.flush(tx)?;
-            self.minute = minute;
-        }
-        self.open
-            .entry(channel)
-            .and_modify(|(min, max, sum, n)| {
-                *min = min.min(value);
-                *max = max.max(value);
-                *sum += value;
-                *n += 1;
-            })
-            .or_insert((value, value, value, 1));
-        Ok(())
-    }
-
-    fn flush(&mut self, tx: &Transaction<'_>) -> Result<(), StoreError> {
-        let mut upsert = tx.prepare_cached(
-            "INSERT INTO rollup (channel, minute, n, min, max, sum) VALUES (?, ?, ?, ?, ?, ?) \
-             ON CONFLICT DO UPDATE SET n = n + excluded.n, min = min(min, excluded.min), \
-             max = max(max, excluded.max), sum = sum + excluded.sum",
-        )?;
-        for (channel, (min, max, sum, n)) in self.open.drain() {
-            upsert.execute(params![channel, self.minute, n, min, max, sum])?;
-        }
         Ok(())
     }
 }
@@ -555,54 +601,26 @@ pub(super) fn damaged(what: &str) -> StoreError {
     StoreError::Sqlite(rusqlite::Error::SqliteFailure(code, Some(what.to_owned())))
 }
 
-fn create(db: &Connection, first: Seq) -> Result<(), StoreError> {
-    let mut epoch = [0; 8];
-    std::fs::File::open("/dev/urandom")
-        .and_then(|mut random| std::io::Read::read_exact(&mut random, &mut epoch))
-        .map_err(|error| StoreError::Directory { path: PathBuf::from("/dev/urandom"), error })?;
-    // 53 bits: every JSON reader holds it exactly.
-    let epoch = (u64::from_le_bytes(epoch) >> 11) as i64;
-    db.execute_batch(
-        "BEGIN;
-         CREATE TABLE meta (key TEXT PRIMARY KEY, value NOT NULL) WITHOUT ROWID;
-         CREATE TABLE boot (id INTEGER PRIMARY KEY, uuid BLOB NOT NULL UNIQUE);
-         CREATE TABLE channel (id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE, unit TEXT NOT NULL);
-         CREATE TABLE part (id INTEGER PRIMARY KEY, first INTEGER NOT NULL);
-         CREATE TABLE cursor (uplink TEXT PRIMARY KEY, acked INTEGER NOT NULL) WITHOUT ROWID;
-         CREATE TABLE gap (id INTEGER PRIMARY KEY, wall INTEGER NOT NULL, json TEXT NOT NULL);
-         CREATE TABLE rollup (channel INTEGER, minute INTEGER, n INTEGER, min REAL, max REAL, sum REAL,
-                              PRIMARY KEY (channel, minute)) WITHOUT ROWID;",
-    )?;
-    db.execute("INSERT INTO meta (key, value) VALUES ('epoch', ?), ('base', ?)", [epoch, first.0 as i64])?;
-    db.execute_batch(&format!("PRAGMA user_version = {FORMAT}; COMMIT;"))?;
-    Ok(())
-}
-
 fn intern_boot(db: &Connection, boot: BootId) -> Result<i64, StoreError> {
     let uuid = boot.0.to_be_bytes();
     db.execute("INSERT OR IGNORE INTO boot (uuid) VALUES (?)", [&uuid[..]])?;
     Ok(db.query_row("SELECT id FROM boot WHERE uuid = ?", [&uuid[..]], |row| row.get(0))?)
 }
 
-fn intern_channel(tx: &Transaction<'_>, name: &str, unit: &str) -> Result<i64, StoreError> {
-    tx.prepare_cached(
+fn intern_channel(db: &Connection, name: &str, unit: &str) -> Result<i64, StoreError> {
+    db.prepare_cached(
         "INSERT INTO channel (name, unit) VALUES (?, ?) ON CONFLICT DO UPDATE SET unit = excluded.unit",
     )?
     .execute([name, unit])?;
-    Ok(tx.prepare_cached("SELECT id FROM channel WHERE name = ?")?.query_row([name], |row| row.get(0))?)
+    Ok(db.prepare_cached("SELECT id FROM channel WHERE name = ?")?.query_row([name], |row| row.get(0))?)
 }
 
 fn find<'a>(added: &'a [(String, i64)], name: &str) -> Option<&'a i64> {
     added.iter().find(|(have, _)| have == name).map(|(_, id)| id)
 }
 
-/// The format of the schema; a store with a higher one is refused.
-const FORMAT: i64 = 1;
 const PAGE: i64 = 4096;
 /// Up to 64 MB the whole file is checked at start, which takes a fraction of a second.
 const QUICK_CHECK_PAGES: i64 = 16_384;
 /// Losses kept in memory and shown.
 const MAX_GAPS: usize = 100;
-const MINUTE_NS: i64 = 60_000_000_000;
-/// A year: minute means outlive the readings by that much at the most.
-const ROLLUP_MINUTES: i64 = 366 * 24 * 60;

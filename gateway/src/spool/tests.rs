@@ -15,7 +15,9 @@ use crate::reading::{Channel, ChannelId, Reading};
 fn options(max_size: u64, uplinks: &[&str]) -> Options {
     Options {
         max_size,
-        commit_interval: Duration::from_millis(1),
+        rpo: Duration::from_millis(1),
+        wear_budget: u64::MAX,
+        when_full: WhenFull::DropOldest,
         retain: Duration::from_secs(3600),
         uplinks: uplinks.iter().map(ToString::to_string).collect(),
     }
@@ -67,11 +69,11 @@ fn what_was_appended_reads_back_in_order_after_reopening() {
             spool.append(vec![reading(&channel, 1.5, 5), reading(&channel, 2.5, 6)], false).await.unwrap();
         assert_eq!(range, Seq(1)..Seq(3));
         assert_eq!(spool.append(vec![message(3)], true).await.unwrap(), Seq(3)..Seq(4));
-        spool.acknowledge("up", Seq(1), false).await.unwrap();
+        spool.note_progress("up", Progress::at(Seq(1)), false).await.unwrap();
         spool.close().await;
 
         let (spool, _) = open(&directory, &options(10 << 20, &["up"]));
-        assert_eq!(spool.cursor("up").await.unwrap(), Seq(1));
+        assert_eq!(spool.progress("up").await.unwrap(), (Progress::at(Seq(1)), Vec::new()));
         let entries = spool.read_after(Seq(1), 10).await.unwrap();
         assert_eq!(entries.iter().map(|entry| entry.seq.0).collect::<Vec<_>>(), [2, 3]);
         let Body::Reading { channel, value, quality } = &entries[0].body else { panic!("{entries:?}") };
@@ -124,7 +126,7 @@ fn the_size_is_bounded_and_what_no_uplink_had_is_recorded_as_a_gap() {
             after = last;
         }
         assert_eq!(there + lost, stats.last_seq);
-        assert_eq!(spool.cursor("away").await.unwrap().0 + 1, stats.first_seq);
+        assert_eq!(spool.progress("away").await.unwrap().0, Progress::at(Seq(stats.first_seq - 1)));
         spool.close().await;
     });
 }
@@ -136,7 +138,7 @@ fn what_every_uplink_has_makes_room_without_a_gap() {
         let (spool, _) = open(&directory, &options(4 << 20, &["up"]));
         for _ in 0..300 {
             let range = spool.append((0..10).map(|_| message(4000)).collect(), true).await.unwrap();
-            spool.acknowledge("up", Seq(range.end.0 - 1), true).await.unwrap();
+            spool.note_progress("up", Progress::at(Seq(range.end.0 - 1)), true).await.unwrap();
         }
         let stats = spool.stats();
         assert!(stats.gaps.is_empty(), "{:?}", stats.gaps);
@@ -290,12 +292,12 @@ proptest! {
                 assert_eq!(range.start.0, model.len() as u64 + 1);
                 model.extend((0..count).map(|n| range.start.0 as usize - 1 + n));
                 cursor = cursor.max(confirm.min(model.len() as u64));
-                spool.acknowledge("up", Seq(cursor), false).await.unwrap();
+                spool.note_progress("up", Progress::at(Seq(cursor)), false).await.unwrap();
                 if is_reopened {
                     spool.close().await;
                     spool = open(&directory, &options).0;
                 }
-                assert_eq!(spool.cursor("up").await.unwrap(), Seq(cursor));
+                assert_eq!(spool.progress("up").await.unwrap().0, Progress::at(Seq(cursor)));
                 let read = spool.read_after(Seq(cursor), usize::MAX >> 1).await.unwrap();
                 let sizes: Vec<usize> = read.iter().map(|entry| match &entry.body { Body::Message { payload, .. } => payload.len(), _ => usize::MAX }).collect();
                 assert_eq!(&sizes[..], &model[cursor as usize..]);

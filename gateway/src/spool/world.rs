@@ -9,10 +9,11 @@ use std::time::Duration;
 
 use tempfile::TempDir;
 
-use super::entry::{Body, Entry};
+use super::entry::{Body, Entry, Gap};
+use super::progress::Progress;
 use super::reader::Reader;
-use super::store::Store;
-use super::{Options, Seq, store_path};
+use super::store::{Batch, Store};
+use super::{Options, Seq, WhenFull, store_path};
 use crate::clock::Clock;
 use crate::uplink::forwarder::Forwarder;
 
@@ -62,7 +63,7 @@ struct World {
     options: Options,
     store: Store,
     peers: Vec<Peer>,
-    pending_cursors: HashMap<String, Seq>,
+    pending_progress: HashMap<String, Progress>,
     /// Places that a gap names, per reason of the quota.
     lost: BTreeSet<u64>,
     planted: Planted,
@@ -76,7 +77,9 @@ impl World {
         let directory = TempDir::new_in("/dev/shm").or_else(|_| TempDir::new()).unwrap();
         let options = Options {
             max_size: 1_200_000 + random.below(1_000_000),
-            commit_interval: Duration::from_millis(1),
+            rpo: Duration::from_millis(1),
+            wear_budget: u64::MAX,
+            when_full: WhenFull::DropOldest,
             retain: Duration::from_secs(3600),
             uplinks: vec!["a".into(), "b".into()],
         };
@@ -89,7 +92,7 @@ impl World {
                 Peer {
                     name: name.clone(),
                     window,
-                    forwarder: Forwarder::new(store.cursor(name), window),
+                    forwarder: Forwarder::new(store.progress(name).live, window),
                     is_up: true,
                     wire: VecDeque::new(),
                     acks: Vec::new(),
@@ -105,7 +108,7 @@ impl World {
             options,
             store,
             peers,
-            pending_cursors: HashMap::new(),
+            pending_progress: HashMap::new(),
             lost: BTreeSet::new(),
             planted,
             payload: vec![0; 3000].into(),
@@ -163,25 +166,24 @@ impl World {
 
     /// What the writer does: tends, records what that lost, appends, stores cursors.
     fn commit(&mut self, entries: &[Entry]) {
-        let stamp = self.store.clock().stamp();
-        let gaps = self.store.tend().unwrap();
-        for gap in &gaps {
-            self.lost.extend(gap.from_seq.unwrap()..=gap.to_seq.unwrap());
+        let progress = std::mem::take(&mut self.pending_progress);
+        let done =
+            self.store.commit(&Batch { entries: entries.to_vec(), progress, ..Batch::default() }).unwrap();
+        match self.planted {
+            Planted::SilentDrop => self.lost.clear(),
+            _ => self.note_lost(&done.dropped),
         }
-        let gaps: Vec<Entry> = match self.planted {
-            Planted::SilentDrop => {
-                self.lost.clear();
-                Vec::new()
-            }
-            _ => gaps.into_iter().map(|gap| Entry::Gap { gap, stamp }).collect(),
-        };
-        self.store.append(gaps.iter().chain(entries), &self.pending_cursors).unwrap();
-        self.pending_cursors.clear();
         let committed = self.store.committed();
         for peer in &mut self.peers {
-            if let Some(stored) = committed.cursors.get(&peer.name) {
-                peer.forwarder.stored(*stored);
+            if let Some(stored) = committed.progress.get(&peer.name) {
+                peer.forwarder.stored(stored.live);
             }
+        }
+    }
+
+    fn note_lost(&mut self, gaps: &[Gap]) {
+        for gap in gaps {
+            self.lost.extend(gap.from_seq.unwrap()..=gap.to_seq.unwrap());
         }
     }
 
@@ -199,7 +201,9 @@ impl World {
         let mut reader = Reader::open(&store_path(self.directory.path())).unwrap();
         let entries = reader.after(after, read).unwrap();
         for entry in &entries {
-            if let Body::Gap(gap) = &entry.body {
+            if let Body::Gap(gap) = &entry.body
+                && self.planted != Planted::SilentDrop
+            {
                 self.lost.extend(gap.from_seq.unwrap()..=gap.to_seq.unwrap());
             }
         }
@@ -242,7 +246,7 @@ impl World {
             }
             let seq = peer.acks.swap_remove(self.random.below(peer.acks.len() as u64) as usize);
             peer.forwarder.confirmed(Seq(seq));
-            self.pending_cursors.insert(peer.name.clone(), peer.forwarder.cursor());
+            self.pending_progress.insert(peer.name.clone(), Progress::at(peer.forwarder.cursor()));
         }
     }
 
@@ -263,13 +267,13 @@ impl World {
 
     /// `kill -9`: the file stays as the last commit left it, everything else is gone.
     fn crash(&mut self) {
-        self.pending_cursors.clear();
+        self.pending_progress.clear();
         self.store.let_go().unwrap();
         self.store = Store::open(self.directory.path(), &self.options, Clock::new(), Seq(0)).unwrap();
         for at in 0..2 {
             self.cut(at);
             let peer = &mut self.peers[at];
-            peer.forwarder = Forwarder::new(self.store.cursor(&peer.name), peer.window);
+            peer.forwarder = Forwarder::new(self.store.progress(&peer.name).live, peer.window);
         }
     }
 

@@ -10,22 +10,36 @@ use log::{error, info, warn};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
 
+use super::commands::{Begun, CommandRow, CommandStep};
 use super::damage::{self, Ballast};
-use super::entry::{Entry, Gap, GapReason};
-use super::store::{Stats, Store, StoreError};
+use super::entry::{Class, ClockRecord, Entry, Gap, GapReason};
+use super::progress::Progress;
+use super::store::{Batch, Done, Stats, Store, StoreError};
 use super::{Committed, Options, Seq};
 
-/// Where an append's places, or why it was refused, are waited for.
-type Reply = oneshot::Sender<Answer>;
-type Answer = Result<Range<Seq>, String>;
+/// Where what came of a job is waited for; an error says why it could not be done.
+pub(super) type Reply<T> = oneshot::Sender<Result<T, String>>;
 
 /// What the writer is asked.
 pub(super) enum Job {
-    Append { entries: Vec<Entry>, is_urgent: bool, reply: Reply },
-    Acknowledge { uplink: String, seq: Seq, is_urgent: bool },
-    Cursor { uplink: String, reply: oneshot::Sender<Seq> },
+    Append { entries: Vec<Entry>, is_urgent: bool, reply: Option<Reply<Range<Seq>>> },
+    Note { uplink: String, progress: Progress, is_urgent: bool },
+    Store { uplink: String, progress: Progress, state: Vec<u8>, reply: Reply<()> },
+    Progress { uplink: String, reply: Reply<(Progress, Vec<u8>)> },
+    Clock { record: ClockRecord, mono: i64, reply: Reply<()> },
+    Begin { command: CommandRow, reply: Reply<Begun> },
+    Finish { id: String, outcome: String, reply: Reply<()> },
+    Meta { key: String, reply: Reply<Option<Vec<u8>>> },
+    SetMeta { key: String, value: Vec<u8>, reply: Reply<()> },
     Reconfigure(Options),
     Close(oneshot::Sender<()>),
+}
+
+/// Who waits for a commit, in the order of the batch.
+enum Waiting {
+    Places { count: u64, reply: Option<Reply<Range<Seq>>> },
+    Begun(Reply<Begun>),
+    Done(Reply<()>),
 }
 
 /// Runs until it is closed or nobody holds a handle.
@@ -43,12 +57,11 @@ pub(super) fn run(
     let directory = store.directory().to_owned();
     let mut writer = Writer {
         store,
-        interval: options.commit_interval,
         ballast: Ballast::new(&directory),
         directory,
         options: options.clone(),
-        pending: Vec::new(),
-        cursors: HashMap::new(),
+        batch: Batch::default(),
+        waiting: Vec::new(),
         lost: HashMap::new(),
         refusing: None,
     };
@@ -56,7 +69,8 @@ pub(super) fn run(
     let mut looked_at = Instant::now();
     loop {
         let close = runtime.block_on(writer.gather(&mut jobs));
-        let answers = writer.commit();
+        let done = writer.commit();
+        let waiting = std::mem::take(&mut writer.waiting);
         // What costs queries is looked up now and then; what changed with the commit is shown at once.
         let bytes = (looked_at.elapsed() > STATS_INTERVAL || close.is_some())
             .then(|| writer.store.bytes().ok())
@@ -70,10 +84,7 @@ pub(super) fn run(
         drop(shown);
         committed.send_replace(writer.store.committed());
         // Last: who is answered sees the state that the answer speaks of.
-        for (reply, answer) in answers {
-            // Nobody listening is fine: a caller may have given up waiting.
-            let _ = reply.send(answer);
-        }
+        answer(waiting, done);
         if let Some(reply) = close {
             if let Err(error) = writer.store.checkpoint() {
                 warn!("the spool's log stays behind: {error}");
@@ -90,10 +101,9 @@ struct Writer {
     store: Store,
     directory: PathBuf,
     options: Options,
-    interval: Duration,
     ballast: Ballast,
-    pending: Vec<(Vec<Entry>, Reply)>,
-    cursors: HashMap<String, Seq>,
+    batch: Batch,
+    waiting: Vec<Waiting>,
     /// Entries that could not be written, by reason; recorded as gaps with the next commit that works.
     lost: HashMap<&'static str, (GapReason, u64)>,
     refusing: Option<String>,
@@ -103,14 +113,16 @@ impl Writer {
     /// Takes jobs until a commit is due; `Some` when the writer is to end after it.
     async fn gather(&mut self, jobs: &mut mpsc::Receiver<Job>) -> Option<Option<oneshot::Sender<()>>> {
         let mut due: Option<Instant> = None;
-        let mut entries = 0;
         loop {
+            if self.batch.entries.len() >= MAX_BATCH {
+                return None;
+            }
             let next = match due {
                 None => jobs.recv().await,
-                Some(due) if entries >= MAX_BATCH || due <= Instant::now() => match jobs.try_recv() {
+                Some(due) if due <= Instant::now() => match jobs.try_recv() {
                     // Whoever is already here shares the flush.
-                    Ok(job) if entries < MAX_BATCH => Some(job),
-                    _ => return None,
+                    Ok(job) => Some(job),
+                    Err(_) => return None,
                 },
                 Some(due) => match tokio::time::timeout_at(due, jobs.recv()).await {
                     Ok(job) => job,
@@ -120,44 +132,116 @@ impl Writer {
             match next {
                 None => return Some(None),
                 Some(Job::Close(reply)) => return Some(Some(reply)),
-                Some(Job::Append { entries: more, is_urgent, reply }) => {
-                    entries += more.len();
-                    self.pending.push((more, reply));
-                    let by = Instant::now() + if is_urgent { Duration::ZERO } else { self.interval };
-                    due = Some(due.map_or(by, |due| due.min(by)));
-                }
-                Some(Job::Acknowledge { uplink, seq, is_urgent }) => {
-                    let cursor = self.cursors.entry(uplink).or_default();
-                    *cursor = (*cursor).max(seq);
-                    let by = Instant::now() + if is_urgent { Duration::ZERO } else { CURSOR_INTERVAL };
-                    due = Some(due.map_or(by, |due| due.min(by)));
-                }
-                Some(Job::Cursor { uplink, reply }) => {
-                    let stored = self.store.cursor(&uplink);
-                    let _ =
-                        reply.send(self.cursors.get(&uplink).copied().map_or(stored, |seq| seq.max(stored)));
-                }
-                Some(Job::Reconfigure(options)) => {
-                    self.interval = options.commit_interval;
-                    self.options = options.clone();
-                    if let Err(error) = self.store.reconfigure(options) {
-                        error!("the spool keeps its old limits: {error}");
+                Some(job) => {
+                    if let Some(wait) = self.take(job) {
+                        let by = Instant::now() + wait;
+                        due = Some(due.map_or(by, |due| due.min(by)));
                     }
                 }
             }
         }
     }
 
-    /// Writes what waits; on a full or damaged disk does what the policy says and tries again, else refuses.
-    fn commit(&mut self) -> Vec<(Reply, Answer)> {
-        if self.pending.is_empty() && self.cursors.is_empty() {
-            return Vec::new();
+    /// Takes a job into the batch, or does it at once; how long its commit may wait, if it needs one.
+    fn take(&mut self, job: Job) -> Option<Duration> {
+        let wait = match job {
+            Job::Append { entries, reply: Some(reply), .. } if entries.is_empty() => {
+                let next = self.store.last_seq().next();
+                let _ = reply.send(Ok(next..next));
+                return None;
+            }
+            Job::Append { mut entries, is_urgent, reply } => {
+                let is_urgent = is_urgent || entries.iter().any(|entry| entry.class() == Class::Alarm);
+                self.waiting.push(Waiting::Places { count: entries.len() as u64, reply });
+                if self.batch.entries.is_empty() {
+                    self.batch.entries = entries;
+                } else {
+                    self.batch.entries.append(&mut entries);
+                }
+                if is_urgent {
+                    Duration::ZERO
+                } else if self.batch.entries.len() >= MANY {
+                    self.options.rpo.min(MANY_WAIT)
+                } else {
+                    self.options.rpo
+                }
+            }
+            Job::Note { uplink, progress, is_urgent } => {
+                self.batch.progress.insert(uplink, progress);
+                if is_urgent { Duration::ZERO } else { PROGRESS_WAIT }
+            }
+            Job::Store { uplink, progress, state, reply } => {
+                self.batch.progress.insert(uplink.clone(), progress);
+                self.batch.states.insert(uplink, state);
+                self.waiting.push(Waiting::Done(reply));
+                Duration::ZERO
+            }
+            Job::Clock { record, mono, reply } => {
+                self.batch.clocks.push((record, mono));
+                self.waiting.push(Waiting::Done(reply));
+                Duration::ZERO
+            }
+            Job::Begin { command, reply } => {
+                self.batch.commands.push(CommandStep::Begin(command));
+                self.waiting.push(Waiting::Begun(reply));
+                Duration::ZERO
+            }
+            Job::Finish { id, outcome, reply } => {
+                self.batch.commands.push(CommandStep::Finish { id, outcome });
+                self.waiting.push(Waiting::Done(reply));
+                Duration::ZERO
+            }
+            Job::SetMeta { key, value, reply } => {
+                self.batch.blobs.push((key, value));
+                self.waiting.push(Waiting::Done(reply));
+                Duration::ZERO
+            }
+            Job::Progress { uplink, reply } => {
+                let progress = self.batch.progress.get(&uplink).cloned();
+                let progress = progress.unwrap_or_else(|| self.store.progress(&uplink));
+                let state = match self.batch.states.get(&uplink) {
+                    Some(state) => Ok(state.clone()),
+                    None => self.store.state(&uplink).map_err(|error| error.to_string()),
+                };
+                let _ = reply.send(state.map(|state| (progress, state)));
+                return None;
+            }
+            Job::Meta { key, reply } => {
+                let waiting = self.batch.blobs.iter().rev().find(|(have, _)| *have == key);
+                let value = match waiting {
+                    Some((_, value)) => Ok(Some(value.clone())),
+                    None => self.store.blob(&key).map_err(|error| error.to_string()),
+                };
+                let _ = reply.send(value);
+                return None;
+            }
+            Job::Reconfigure(options) => {
+                self.options = options.clone();
+                if let Err(error) = self.store.reconfigure(options) {
+                    error!("the spool keeps its old limits: {error}");
+                }
+                return None;
+            }
+            Job::Close(reply) => {
+                // Asked for twice: the first one ends it all.
+                let _ = reply.send(());
+                return None;
+            }
+        };
+        Some(wait)
+    }
+
+    /// Writes what waits; on a full or damaged disk does what the policy says and tries again, else refuses. `None`
+    /// when there is nothing to write.
+    fn commit(&mut self) -> Option<Result<Done, String>> {
+        if self.batch.is_empty() {
+            return None;
         }
         let mut result = self.write();
-        for _ in 0..MAX_RESCUES {
+        for attempt in 0..MAX_RESCUES {
             match &result {
                 Err(error) if error.is_full() => {
-                    self.make_room();
+                    self.make_room(1 << (2 * attempt));
                     result = self.write();
                 }
                 Err(error) if error.is_damage() => {
@@ -170,86 +254,57 @@ impl Writer {
                 _ => break,
             }
         }
-        match result {
-            Ok(first) => {
+        let result = match result {
+            Ok(done) => {
                 if self.refusing.take().is_some() {
                     info!("the spool writes again");
                 }
-                self.cursors.clear();
                 self.ballast.fill(self.options.max_size);
-                self.places(first)
+                self.batch = Batch::default();
+                Ok(done)
             }
-            Err(error) => self.refuse(&error),
-        }
+            Err(error) => Err(self.refuse(&error)),
+        };
+        Some(result)
     }
 
-    /// One transaction: losses first, then what waits. Returns the first place given to what waits.
-    fn write(&mut self) -> Result<Seq, StoreError> {
-        let mut gaps = self.store.tend()?;
-        let dropped = gaps.len();
-        gaps.extend(self.lost.values().map(|(reason, count)| Gap {
-            from_seq: None,
-            to_seq: None,
-            count: Some(*count),
-            reason: *reason,
-        }));
-        let stamp = self.store.clock().stamp();
-        let gaps: Vec<Entry> = gaps.into_iter().map(|gap| Entry::Gap { gap, stamp }).collect();
-        let first = Seq(self.store.last_seq().0 + gaps.len() as u64 + 1);
-        let entries = gaps.iter().chain(self.pending.iter().flat_map(|(entries, _)| entries));
-        let written = self.store.append(entries, &self.cursors);
-        if written.is_ok() {
-            self.lost.clear();
-        } else if dropped > 0 {
-            // The partition is gone although the entry that says so is not written yet: keep the number.
-            for gap in gaps.iter().take(dropped) {
-                if let Entry::Gap { gap, .. } = gap {
-                    self.note_loss(gap.reason, gap.count.unwrap_or_default());
-                }
-            }
-        }
-        written.map(|()| first)
+    /// One transaction: losses first, then what waits.
+    fn write(&mut self) -> Result<Done, StoreError> {
+        self.batch.lost = self
+            .lost
+            .values()
+            .map(|(reason, count)| Gap { from_seq: None, to_seq: None, count: Some(*count), reason: *reason })
+            .collect();
+        let done = self.store.commit(&self.batch)?;
+        self.lost.clear();
+        Ok(done)
     }
 
-    /// Everybody's places, from `first` on.
-    fn places(&mut self, mut first: Seq) -> Vec<(Reply, Answer)> {
-        let pending = std::mem::take(&mut self.pending).into_iter();
-        let places = pending.map(|(entries, reply)| {
-            let behind = Seq(first.0 + entries.len() as u64);
-            (reply, Ok(std::mem::replace(&mut first, behind)..behind))
-        });
-        places.collect()
-    }
-
-    fn refuse(&mut self, error: &StoreError) -> Vec<(Reply, Answer)> {
+    /// Gives up on the batch: its entries are counted as lost. What uplinks told is kept for the next commit.
+    fn refuse(&mut self, error: &StoreError) -> String {
         let text = error.to_string();
         if self.refusing.as_ref() != Some(&text) {
             error!("the spool cannot write, entries are lost until it can: {text}");
         }
         let reason = if error.is_full() { GapReason::DiskFull } else { GapReason::Damage };
-        let pending = std::mem::take(&mut self.pending);
-        let count = pending.iter().map(|(entries, _)| entries.len() as u64).sum();
-        self.note_loss(reason, count);
-        self.refusing = Some(text.clone());
-        pending.into_iter().map(|(_, reply)| (reply, Err(text.clone()))).collect()
-    }
-
-    fn note_loss(&mut self, reason: GapReason, count: u64) {
+        let count = self.batch.entries.len() as u64;
         if count > 0 {
             self.lost.entry(reason.as_str()).or_insert((reason, 0)).1 += count;
         }
+        let refused = std::mem::take(&mut self.batch);
+        // Whoever stored a state was told that it failed, and what goes with it must not stand without it.
+        self.batch.progress = refused.progress;
+        self.batch.progress.retain(|uplink, _| !refused.states.contains_key(uplink));
+        self.refusing = Some(text.clone());
+        text
     }
 
-    /// Frees the ballast, then the oldest partition, then the log's own room.
-    fn make_room(&mut self) {
+    /// Frees the ballast, then so many of the oldest partitions with the next try, then the log's own room.
+    fn make_room(&mut self, partitions: usize) {
         if self.ballast.release() {
             warn!("the disk is full: the reserve of {} MB is used now", Ballast::SIZE >> 20);
         }
-        match self.store.drop_oldest(GapReason::DiskFull) {
-            Ok(Some(gap)) => self.note_loss(gap.reason, gap.count.unwrap_or_default()),
-            Ok(None) => {}
-            Err(error) => warn!("no partition could be dropped: {error}"),
-        }
+        self.store.force_room(partitions);
         if let Err(error) = self.store.checkpoint() {
             warn!("the spool's log cannot be shortened: {error}");
         }
@@ -266,7 +321,9 @@ impl Writer {
         match damage::quarantine(&self.directory, &self.options, clock, Some(last)) {
             Ok((store, damage)) => {
                 self.store = store;
-                self.cursors.clear();
+                // They speak of places in the store that is gone.
+                self.batch.progress.clear();
+                self.batch.states.clear();
                 warn!("the damaged spool is kept as {}", damage.kept_as.display());
                 true
             }
@@ -278,11 +335,49 @@ impl Writer {
     }
 }
 
+/// Tells everybody what came of the commit they wait for.
+fn answer(waiting: Vec<Waiting>, done: Option<Result<Done, String>>) {
+    // Nobody listening is fine: a caller may have given up waiting.
+    let (mut first, mut begun) = match done {
+        Some(Ok(done)) => (done.first, done.begun.into_iter()),
+        Some(Err(text)) => {
+            for waiting in waiting {
+                match waiting {
+                    Waiting::Places { reply: Some(reply), .. } => drop(reply.send(Err(text.clone()))),
+                    Waiting::Places { reply: None, .. } => {}
+                    Waiting::Begun(reply) => drop(reply.send(Err(text.clone()))),
+                    Waiting::Done(reply) => drop(reply.send(Err(text.clone()))),
+                }
+            }
+            return;
+        }
+        None => return,
+    };
+    for waiting in waiting {
+        match waiting {
+            Waiting::Places { count, reply } => {
+                let places = first..Seq(first.0 + count);
+                first = places.end;
+                if let Some(reply) = reply {
+                    let _ = reply.send(Ok(places));
+                }
+            }
+            Waiting::Begun(reply) => {
+                let _ = reply.send(begun.next().ok_or_else(|| "no answer".to_owned()));
+            }
+            Waiting::Done(reply) => drop(reply.send(Ok(()))),
+        }
+    }
+}
+
 /// So many entries end the gathering: a commit stays short, and waiting clients are answered.
 const MAX_BATCH: usize = 8192;
-/// A cursor alone is worth a commit only now and then; it rides with the next entries otherwise.
-const CURSOR_INTERVAL: Duration = Duration::from_secs(2);
+/// From so many entries on nothing is gained by waiting longer than [`MANY_WAIT`] for more.
+const MANY: usize = 512;
+const MANY_WAIT: Duration = Duration::from_millis(100);
+/// Progress alone is worth a commit only now and then; it rides with the next entries otherwise.
+const PROGRESS_WAIT: Duration = Duration::from_secs(2);
 /// How old the shown size may be.
 const STATS_INTERVAL: Duration = Duration::from_millis(100);
 /// Tries per commit to free room or to begin anew.
-const MAX_RESCUES: usize = 3;
+const MAX_RESCUES: u32 = 3;

@@ -23,7 +23,7 @@ use toml::de::DeTable;
 use self::backoff::Backoff;
 use self::forwarder::Forwarder;
 use crate::config::document::Diagnostic;
-use crate::spool::{Committed, Seq, Spool, SpoolError, Stored};
+use crate::spool::{Committed, Progress, Seq, Spool, SpoolError, Stored};
 
 /// All kinds of uplinks, one line each.
 static REGISTRY: &[&UplinkType] = &[
@@ -164,7 +164,8 @@ async fn run(
     status: Arc<Mutex<Status>>,
 ) {
     let name = config.name.clone();
-    let Ok(cursor) = spool.cursor(&name).await else { return };
+    let Ok((progress, _)) = spool.progress(&name).await else { return };
+    let cursor = progress.live.min(progress.alarm);
     let mut link = Link {
         forwarder: Forwarder::new(cursor, config.setup.window()),
         committed: spool.committed(),
@@ -243,8 +244,8 @@ impl Link {
         loop {
             let last = {
                 let committed = self.committed.borrow_and_update();
-                if let Some(stored) = committed.cursors.get(&self.name) {
-                    self.forwarder.stored(*stored);
+                if let Some(stored) = committed.progress.get(&self.name) {
+                    self.forwarder.stored(stored.live);
                 }
                 committed.last
             };
@@ -281,7 +282,8 @@ impl Link {
     async fn store_cursor(&mut self) {
         // A closed spool ends this uplink's next read.
         let is_urgent = self.forwarder.is_cursor_late();
-        let _ = self.spool.acknowledge(&self.name, self.forwarder.cursor(), is_urgent).await;
+        let progress = Progress::at(self.forwarder.cursor());
+        let _ = self.spool.note_progress(&self.name, progress, is_urgent).await;
     }
 
     fn set_state(&mut self, state: &'static str, detail: String, next_try: Option<Instant>) {
