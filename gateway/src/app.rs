@@ -10,14 +10,14 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, anyhow, bail};
-use log::info;
+use log::{info, warn};
 use mqtt::Filter;
 use tokio::net::{TcpListener, UnixListener};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{broadcast, mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
-use crate::clock::Clock;
+use crate::clock::{Clock, watch};
 use crate::command::Desk;
 use crate::config::Config;
 use crate::gateway::Gateway;
@@ -75,6 +75,10 @@ pub async fn run(start: Start, config: Config) -> Result<()> {
     let mut supervisor = Supervisor::default();
     let stop = supervisor.token();
     let (spool, damage) = Spool::open(&state, spool_options(&config), clock)?;
+    // Before anything connects.
+    if let Err(error) = watch::restore_floor(clock, &spool).await {
+        warn!("the floor under the time of TLS is the time of the build: {error}");
+    }
     let (intake, intake_task) = Intake::new(spool.clone(), clock, stop.clone());
     let users = Users::default();
     users.load(&config.users).map_err(|error| anyhow!(error))?;
@@ -129,6 +133,7 @@ pub async fn run(start: Start, config: Config) -> Result<()> {
     });
 
     supervisor.spawn("intake", intake_task);
+    supervisor.spawn("clock", watch::run(clock, spool.clone(), stop.clone()));
     supervisor.spawn("readings", flows::take_readings(gateway.clone(), events, stop.clone()));
     supervisor.spawn("ingress", flows::take_ingress(gateway.clone(), ingress, stop.clone()));
     supervisor.spawn("MQTT commands", flows::take_mqtt_commands(gateway.clone(), stop.clone()).await);

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use drivers::check::{Calibration, Checker};
+use drivers::gnss::TimeFix;
 use drivers::schedule::State;
 use drivers::{ChannelSpec, DeviceError, Quality, Sample, Samples, Value, ValueType};
 
@@ -74,6 +75,11 @@ impl Feed {
         }
         self.unsaid_state = Some((state, detail));
         self.flush();
+    }
+
+    /// The device told the time.
+    pub(super) fn take_fix(&self, fix: TimeFix) {
+        self.outlet.clock.take_fix(fix);
     }
 
     /// Checks the samples of one poll and sends them as readings.

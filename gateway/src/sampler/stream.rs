@@ -116,6 +116,9 @@ impl Stream {
     /// Decodes what came. Answers whether it held anything.
     fn take(&mut self, bytes: &[u8]) -> bool {
         self.decoder.feed(bytes, monotonic_ns(), &mut self.samples);
+        if let Some(fix) = self.decoder.take_time() {
+            self.feed.take_fix(fix);
+        }
         let rejected = self.decoder.rejected();
         if rejected > self.rejected {
             log::debug!(device:% = self.feed.config.name; "{} lines made no sense", rejected - self.rejected);

@@ -382,6 +382,7 @@ pub(super) fn wall_columns(stamp: &Stamp) -> (i64, i64) {
 pub(super) fn stamp(boot: BootId, monotonic_ns: i64, unix_ns: i64, quality: i64) -> Stamp {
     let wall = (quality > 0).then(|| Wall {
         unix_ns,
+        error_ns: None,
         quality: WallQuality::from_u8(u8::try_from(quality - 1).unwrap_or_default()),
     });
     Stamp { boot, monotonic_ns: monotonic_ns as u64, wall }

@@ -275,7 +275,7 @@ fn stored(
     let quality = stamp.wall.map_or(WallQuality::None, |wall| wall.quality);
     let corrected = clocks.correct(boot, mono, quality);
     if let Some((unix_ns, offset)) = corrected {
-        stamp.wall = Some(Wall { unix_ns, quality: offset.quality });
+        stamp.wall = Some(Wall { unix_ns, error_ns: offset.error_ns, quality: offset.quality });
     }
     let channel =
         channel.unwrap_or_else(|| Arc::new(StoredChannel { name: String::new(), unit: String::new() }));

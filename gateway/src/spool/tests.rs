@@ -36,7 +36,7 @@ fn channel(name: &str) -> Arc<Channel> {
 }
 
 fn reading(channel: &Arc<Channel>, value: f64, unix_ns: i64) -> Entry {
-    let wall = Some(Wall { unix_ns, quality: WallQuality::Ntp });
+    let wall = Some(Wall { unix_ns, error_ns: None, quality: WallQuality::Ntp });
     let stamp = Stamp { boot: Clock::new().boot(), monotonic_ns: 1, wall };
     Entry::Reading(Reading {
         channel: channel.clone(),
