@@ -3,7 +3,7 @@
 //!
 //! The crate knows no cloud and no protocol, and it does not wait: whoever drives it (the gateway's sampler) owns the
 //! threads. Decoding is pure; what belongs to time ([`schedule`]) and to plausibility ([`check`]) is pure too and is
-//! given `now`.
+//! given `now`. So do the time a receiver tells ([`gnss`]) and how long an output may stay commanded ([`lease`]).
 //!
 //! A configuration's device is looked up in [`device::registry`], parsed into a [`Setup`], and built into a
 //! [`Driver`] on the thread of its bus.
@@ -11,6 +11,8 @@
 pub mod bus;
 pub mod check;
 pub mod device;
+pub mod gnss;
+pub mod lease;
 pub mod scan;
 pub mod schedule;
 pub mod sim;
@@ -28,7 +30,7 @@ pub use error::DeviceError;
 pub use quality::{BadReason, Quality, UncertainReason};
 pub use samples::{Sample, Samples};
 pub use settings::{Period, SettingsError, parse_settings};
-pub use setup::{BusKey, Decoder, Device, DeviceType, Driver, EventDevice, Parse, Setup, Wires};
+pub use setup::{BusKey, Decoder, Device, DeviceType, Driver, EventDevice, Lapse, Parse, Setup, Wires};
 pub use value::Value;
 
 /// Nanoseconds of `CLOCK_MONOTONIC`, the clock that the kernel stamps GPIO edges with.

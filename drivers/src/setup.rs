@@ -2,6 +2,7 @@
 //! [`Driver`] that they build.
 
 use std::any::Any;
+use std::borrow::Cow;
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::fmt;
@@ -16,6 +17,7 @@ use crate::bus::i2c::I2cHandle;
 use crate::bus::serial::SerialSettings;
 use crate::channel::ChannelSpec;
 use crate::error::DeviceError;
+use crate::gnss::TimeFix;
 use crate::samples::Samples;
 use crate::settings::SettingsError;
 use crate::sim::SimBus;
@@ -151,6 +153,30 @@ pub trait Device {
         let _ = value;
         Err(DeviceError::ReadOnly(channel.to_owned()))
     }
+
+    /// When [`Device::lapse`] is to be called whatever the schedule and the device's state say, on `CLOCK_MONOTONIC`;
+    /// `None` while nothing runs out.
+    fn deadline_ns(&self) -> Option<u64> {
+        None
+    }
+
+    /// The deadline has passed: an output whose lease has run out goes to its safe state here. `None` when there was
+    /// nothing to do.
+    fn lapse(&mut self, now_ns: u64) -> Result<Option<Lapse>, DeviceError> {
+        let _ = now_ns;
+        Ok(None)
+    }
+}
+
+/// An output went to its safe state because nobody commanded it again in time.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Lapse {
+    /// The channel's name within its device.
+    pub channel: Cow<'static, str>,
+    /// The safe state, as it was read back.
+    pub value: Value,
+    /// How long a command holds.
+    pub lease: Duration,
 }
 
 /// A device that speaks up by itself.
@@ -176,6 +202,11 @@ pub trait Decoder: Send {
 
     /// Lines or sentences thrown away since the start because they made no sense.
     fn rejected(&self) -> u64;
+
+    /// What the other side said of the time since this was last asked; the newest, if several.
+    fn take_time(&mut self) -> Option<TimeFix> {
+        None
+    }
 }
 
 /// The wires of one bus thread: each is opened once and shared by the devices on it.

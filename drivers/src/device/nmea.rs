@@ -16,6 +16,7 @@ use super::lines::Lines;
 use crate::bus::serial::{Frame, PortPath, SerialSettings, check_baud};
 use crate::channel::{ChannelSpec, name_from};
 use crate::error::DeviceError;
+use crate::gnss::{TimeFix, TimeReader};
 use crate::samples::Samples;
 use crate::settings::{SettingsError, parse_settings};
 use crate::setup::{BusKey, Decoder, DeviceType, Driver, Setup, Wires};
@@ -26,12 +27,14 @@ pub(super) static TYPE: DeviceType = DeviceType {
     summary: "GNSS receiver, compass, anemometer or echo sounder that speaks NMEA 0183",
     example: r#"port = "/dev/serial/by-id/usb-u-blox_GNSS_receiver-if00"
 baud = 9600          # 4800 on boats, 9600 for most receivers
+time = true          # a receiver with a fix sets the gateway's time while no time server does
 "#,
     parse: |table| {
         let s: Settings = parse_settings(table)?;
         let baud =
             check_baud(*s.baud.get_ref()).map_err(|message| SettingsError::at(s.baud.span(), message))?;
-        Ok(Arc::new(NmeaSetup(SerialSettings { port: s.port, baud, frame: Frame::default() })))
+        let serial = SerialSettings { port: s.port, baud, frame: Frame::default() };
+        Ok(Arc::new(NmeaSetup { serial, gives_time: s.time }))
     },
 };
 
@@ -41,16 +44,22 @@ struct Settings {
     port: PortPath,
     #[serde(default = "default_baud")]
     baud: Spanned<u32>,
+    #[serde(default = "default_time")]
+    time: bool,
 }
 
 #[derive(Debug, PartialEq)]
-struct NmeaSetup(SerialSettings);
+struct NmeaSetup {
+    serial: SerialSettings,
+    gives_time: bool,
+}
 
 struct NmeaDecoder {
     serial: SerialSettings,
     lines: Lines,
     channels: Vec<ChannelSpec>,
     rejected: u64,
+    time: Option<TimeReader>,
 }
 
 /// Puts a sentence's values into channels, making those that are new.
@@ -62,11 +71,11 @@ struct Sink<'a> {
 
 impl Setup for NmeaSetup {
     fn bus(&self) -> BusKey {
-        BusKey::Serial(self.0.port.as_str().to_owned())
+        BusKey::Serial(self.serial.port.as_str().to_owned())
     }
 
     fn occupies(&self) -> Option<String> {
-        Some(format!("serial port {}", self.0.port.as_str()))
+        Some(format!("serial port {}", self.serial.port.as_str()))
     }
 
     fn channels(&self) -> Vec<ChannelSpec> {
@@ -78,15 +87,16 @@ impl Setup for NmeaSetup {
     }
 
     fn missing(&self) -> Option<String> {
-        self.0.missing()
+        self.serial.missing()
     }
 
     fn build(&self, _wires: &Wires) -> Result<Driver, DeviceError> {
         Ok(Driver::Stream(Box::new(NmeaDecoder {
-            serial: self.0.clone(),
+            serial: self.serial.clone(),
             lines: Lines::new(LONGEST_LINE),
             channels: Vec::new(),
             rejected: 0,
+            time: self.gives_time.then(TimeReader::default),
         })))
     }
 }
@@ -101,9 +111,14 @@ impl Decoder for NmeaDecoder {
     }
 
     fn feed(&mut self, bytes: &[u8], now_ns: u64, out: &mut Samples) {
-        let Self { lines, channels, rejected, .. } = self;
+        let Self { lines, channels, rejected, time, .. } = self;
         lines.feed(bytes, |line| match sentence(line) {
-            Some((whole, body)) => read(whole, body, &mut Sink { channels, now_ns, out }),
+            Some((whole, body)) => {
+                if let Some(time) = time {
+                    time.read(body, now_ns);
+                }
+                read(whole, body, &mut Sink { channels, now_ns, out });
+            }
             None => *rejected += 1,
         });
     }
@@ -114,6 +129,10 @@ impl Decoder for NmeaDecoder {
 
     fn rejected(&self) -> u64 {
         self.rejected + self.lines.rejected()
+    }
+
+    fn take_time(&mut self) -> Option<TimeFix> {
+        self.time.as_mut()?.take_fix()
     }
 }
 
@@ -271,6 +290,10 @@ fn default_baud() -> Spanned<u32> {
     Spanned::new(0..0, 9600)
 }
 
+fn default_time() -> bool {
+    true
+}
+
 /// 1852 m in an hour.
 const KNOT: f64 = 1852.0 / 3600.0;
 
@@ -323,6 +346,19 @@ mod tests {
         // Cut off by the next sentence.
         decoder.feed(b"$GPGGA,09275$GPHDT,274.07,T*03\r\n", 0, &mut samples);
         assert_eq!(samples.as_slice().len(), 1);
+    }
+
+    #[test]
+    fn a_receiver_with_a_fix_tells_the_time_unless_it_is_not_to() {
+        let sentence = b"$GPRMC,225446.33,A,4916.45,N,12311.12,W,000.5,054.7,191194,020.3,E,A*2B\r\n";
+        let told = |settings: &str| {
+            let mut decoder = decoder("nmea", settings);
+            decoder.feed(sentence, 42, &mut Samples::new());
+            decoder.take_time()
+        };
+        let fix = told("port = \"/dev/ttyS0\"").unwrap();
+        assert_eq!((fix.unix_ns, fix.at_ns), (785_285_686_330_000_000, 42));
+        assert_eq!(told("port = \"/dev/ttyS0\"\ntime = false"), None);
     }
 
     #[test]
