@@ -218,8 +218,13 @@ async fn serve(
 }
 
 fn start_uplink(gateway: &Arc<Gateway>, config: uplink::UplinkConfig, supervisor: &mut Supervisor) {
-    let name = gateway.live.gateway().to_owned();
-    let (handle, task) = uplink::start(config, name, gateway.spool.clone(), supervisor.token().child_token());
+    let shared = uplink::Shared {
+        spool: gateway.spool.clone(),
+        clock: gateway.clock,
+        desk: gateway.desk.clone(),
+        gateway: gateway.live.gateway().to_owned(),
+    };
+    let (handle, task) = uplink::start(config, shared, supervisor.token().child_token());
     gateway.uplinks.lock().unwrap_or_else(PoisonError::into_inner).push(handle);
     let stop = supervisor.token();
     supervisor.spawn("uplink", async move {
@@ -264,7 +269,10 @@ fn summary(gateway: &Gateway) -> String {
     let waiting = gateway
         .uplinks()
         .iter()
-        .map(|handle| gateway.spool.stats().last_seq.saturating_sub(handle.status().cursor))
+        .map(|handle| {
+            let status = handle.status();
+            gateway.spool.stats().last_seq.saturating_sub(status.cursor) + status.backfill
+        })
         .max();
     let waiting =
         waiting.map_or(String::new(), |waiting| format!(", {waiting} entries wait for the uplinks"));

@@ -461,7 +461,7 @@ mod tests {
                     [[device]]\nname = \"a\"\ntype = \"bme280\"\nbus = \"sim\"\naddress = 0x76\ncolour = \"red\"\n\
                     [[device]]\nname = \"b\"\ntype = \"bme280\"\nbus = \"sim\"\naddress = 0x76\n\
                     [[device]]\nname = \"b\"\ntype = \"bme208\"\n\
-                    [[uplink]]\nname = \"u\"\ntype = \"mqtt\"\naddress = \"nowhere\"\nqos = 3\n[misc]\n";
+                    [[uplink]]\nname = \"u\"\ntype = \"mqtt\"\naddress = \"nowhere\"\nwindow = 0\n[misc]\n";
         let found = mistakes(text);
         for expected in [
             "2: `Barn 1` is not a name",
@@ -473,7 +473,7 @@ mod tests {
             "20: two devices are named `b`",
             "21: no device type `bme208`",
             "22: u: `nowhere` is not host:port",
-            "22: u: qos out of range: 3",
+            "22: u: window out of range: 0",
             "27: unknown section `misc`",
         ] {
             assert!(

@@ -7,7 +7,7 @@ use serde_json::{Value as Json, json};
 use crate::clock::WallQuality;
 use crate::gateway::Gateway;
 use crate::payload;
-use crate::spool::Stats;
+use crate::spool::{Class, Seq, Stats};
 use crate::uplink;
 
 /// One thing that is wrong.
@@ -44,8 +44,10 @@ pub fn problems(gateway: &Gateway) -> Vec<Problem> {
     }
     for handle in gateway.uplinks() {
         let status = handle.status();
-        if status.state == "backoff" && status.cursor + 1000 < stats.last_seq {
-            let waiting = stats.last_seq - status.cursor;
+        let waiting = waiting(&status, &stats);
+        if status.is_budget_exhausted {
+            add(format!("uplink {} has used up its monthly budget: only alarms go out", handle.config.name));
+        } else if status.state == "backoff" && waiting > 1000 {
             add(format!("uplink {} is away, {waiting} entries wait: {}", handle.config.name, status.detail));
         }
     }
@@ -159,25 +161,45 @@ fn spool_json(gateway: &Gateway, stats: &Stats) -> Json {
 
 async fn uplink_json(gateway: &Gateway, handle: &uplink::Handle, stats: &Stats, now_ns: i64) -> Json {
     let status = handle.status();
-    let waiting = stats.last_seq.saturating_sub(status.cursor.max(stats.first_seq.saturating_sub(1)));
+    let waiting = waiting(&status, stats);
     let oldest_ns = if waiting == 0 {
         None
     } else {
-        let next = gateway.spool.read_after(crate::spool::Seq(status.cursor), 1).await.unwrap_or_default();
+        let next = gateway.spool.read_after(Seq(status.oldest), 1).await.unwrap_or_default();
         next.first().and_then(|entry| entry.stamp.wall).map(|wall| wall.unix_ns)
     };
+    let alarms =
+        gateway.spool.read(Class::Alarm, Seq(status.alarm_cursor), Seq(stats.last_seq), ALARMS_COUNTED);
+    let alarms = alarms.await.map_or(0, |alarms| alarms.len());
     let age_s = oldest_ns.map(|oldest| (now_ns - oldest).max(0) as f64 / 1e9);
+    let common = &handle.config.common;
     json!({
         "name": handle.config.name, "type": handle.config.setup.type_name(), "target": handle.config.setup.target(),
         "state": status.state, "detail": status.detail,
         "next_try_s": status.next_try.map(|at| at.saturating_duration_since(std::time::Instant::now()).as_secs_f64()),
         "waiting": waiting, "oldest_age_s": age_s, "lag_s": age_s.unwrap_or(0.0), "in_flight": status.in_flight,
         "confirmed": status.confirmed, "rate_per_s": status.rate, "cursor": status.cursor,
+        "delivery": common.delivery.as_str(), "window": common.window,
+        "lanes": {
+            "alarm": alarms, "live": stats.last_seq.saturating_sub(status.cursor), "backfill": status.backfill,
+        },
+        "drain_s": (status.rate > 0.0 && waiting > 0).then(|| waiting as f64 / status.rate),
+        "sent_this_month_bytes": status.sent_this_month, "monthly_budget_bytes": status.monthly_budget,
+        "is_budget_exhausted": status.is_budget_exhausted,
     })
+}
+
+/// Telemetry that an uplink's peer does not have yet.
+fn waiting(status: &uplink::Status, stats: &Stats) -> u64 {
+    // What was dropped is not waited for any more.
+    let before_first = stats.first_seq.saturating_sub(1);
+    stats.last_seq.saturating_sub(status.cursor.max(before_first)) + status.backfill
 }
 
 fn seconds(duration: Duration) -> String {
     format!("{} s", duration.as_secs_f64())
 }
 
+/// Alarms that wait are counted up to here.
+const ALARMS_COUNTED: usize = 1000;
 const DAY_NS: i64 = 24 * 3600 * 1_000_000_000;

@@ -1,14 +1,13 @@
 //! One reading, the same on every protocol: as text, as SenML, as what an uplink carries.
 
-use base64::Engine as _;
-use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+pub mod parcel;
+
 use drivers::{ChannelSpec, Kind, Quality, Value, ValueType};
 use senml::{Extension, OwnedValue, Record};
 use serde_json::json;
 
 use crate::clock::{Stamp, WallQuality};
 use crate::reading::{Channel, Reading};
-use crate::spool::{Body, Stored};
 
 /// The first level of every topic and name of ours.
 pub const ROOT: &str = "tidegate";
@@ -159,107 +158,6 @@ pub fn rfc3339_ns(unix_ns: i64) -> Option<String> {
     Some(format!("{time:.3}"))
 }
 
-/// A message as an uplink sends it.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Outgoing {
-    /// `<gateway>/<boot>/<seq>`: equal for the same entry however often it is sent.
-    pub id: String,
-    /// Levels divided by `/`, without wildcards.
-    pub topic: String,
-    /// A SenML pack of one record in JSON, the id's parts in it.
-    pub body: Vec<u8>,
-}
-
-/// Makes the message for an entry.
-pub fn outgoing(gateway: &str, entry: &Stored) -> Outgoing {
-    let boot = entry.stamp.boot.to_string();
-    let seq = entry.seq.0;
-    let mut extensions = vec![
-        ("gw", Extension::Text(gateway)),
-        ("boot", Extension::Text(&boot)),
-        ("seq", Extension::Integer(seq as i64)),
-    ];
-    let clock = entry.stamp.wall.map_or(WallQuality::None, |wall| wall.quality);
-    if clock < WallQuality::Ntp {
-        extensions.push(("clock", Extension::Text(clock.as_str())));
-    }
-    let base = format!("{ROOT}/{gateway}/");
-    let time = seconds(&entry.stamp);
-    let record = Record { base_name: Some(&base), time, ..Record::default() };
-    let mut body = Vec::with_capacity(192);
-    let mut write = |record: &Record<'_>| senml::write_json(std::slice::from_ref(record), &mut body);
-    let topic = match &entry.body {
-        Body::Reading { channel, value, quality } => {
-            let words = quality_text(*quality);
-            if !quality.is_good() {
-                extensions.push(("quality", Extension::Text(&words)));
-            }
-            let name = quality_name(&channel.name, value.is_none());
-            let value = value.as_ref().map_or(senml::Value::Text(&words), senml_value);
-            let unit = Some(&*channel.unit).filter(|unit| !unit.is_empty());
-            write(&Record { name: Some(&name), unit, value: Some(value), extensions: &extensions, ..record });
-            base.clone() + &channel.name
-        }
-        Body::Message { topic, payload } => {
-            let encoded;
-            let (value, encoding) = match std::str::from_utf8(payload) {
-                Ok(text) => (text, "text"),
-                Err(_) => {
-                    encoded = URL_SAFE_NO_PAD.encode(payload);
-                    (encoded.as_str(), "base64url")
-                }
-            };
-            extensions.extend([("topic", Extension::Text(topic)), ("encoding", Extension::Text(encoding))]);
-            let value = Some(senml::Value::Text(value));
-            write(&Record { name: Some("message"), value, extensions: &extensions, ..record });
-            topic.clone()
-        }
-        Body::Outcome { channel, json } => {
-            let name = channel.name.clone() + "/set/result";
-            let value = Some(senml::Value::Text(json));
-            write(&Record { name: Some(&name), value, extensions: &extensions, ..record });
-            base.clone() + &name
-        }
-        Body::Gap(gap) => {
-            let numbers = [("from", gap.from_seq), ("to", gap.to_seq), ("count", gap.count)];
-            extensions
-                .extend(numbers.iter().filter_map(|(key, n)| Some((*key, Extension::Integer((*n)? as i64)))));
-            let value = Some(senml::Value::Text(gap.reason.as_str()));
-            write(&Record { name: Some("gap"), value, extensions: &extensions, ..record });
-            base.clone() + "gap"
-        }
-        Body::Alarm { name, is_raised, text } => {
-            extensions.extend([("raised", Extension::Boolean(*is_raised)), ("alarm", Extension::Text(name))]);
-            let value = Some(senml::Value::Text(text));
-            write(&Record { name: Some("$alarm"), value, extensions: &extensions, ..record });
-            base.clone() + "$alarm"
-        }
-        Body::Clock { record: clock } => {
-            let json = serde_json::to_string(clock).unwrap_or_default();
-            let value = Some(senml::Value::Text(&json));
-            write(&Record { name: Some("$clock"), value, extensions: &extensions, ..record });
-            base.clone() + "$clock"
-        }
-        Body::Manifest { text } => {
-            let value = Some(senml::Value::Text(text));
-            write(&Record { name: Some("$manifest"), value, extensions: &extensions, ..record });
-            base.clone() + "$manifest"
-        }
-        Body::Aggregate { channel, min, mean, max, n } => {
-            extensions.extend([
-                ("min", Extension::Number(*min)),
-                ("max", Extension::Number(*max)),
-                ("n_of", Extension::Integer(*n as i64)),
-            ]);
-            let value = Some(senml::Value::Number(*mean));
-            let unit = Some(&*channel.unit).filter(|unit| !unit.is_empty());
-            write(&Record { name: Some(&channel.name), unit, value, extensions: &extensions, ..record });
-            base.clone() + &channel.name
-        }
-    };
-    Outgoing { id: format!("{gateway}/{boot}/{seq}"), topic, body }
-}
-
 /// A record needs a value (RFC 8428 §4.4): where there is none, its place is taken by words about the quality, under
 /// a name of their own so that nobody takes them for a value.
 fn quality_name(name: &str, is_without_value: bool) -> std::borrow::Cow<'_, str> {
@@ -278,7 +176,7 @@ fn senml_value(value: &Value) -> senml::Value<'_> {
 /// Seconds since 1970 to the millisecond, if wall time is known at all.
 fn seconds(stamp: &Stamp) -> Option<f64> {
     let wall = stamp.wall.filter(|wall| wall.quality > WallQuality::None)?;
-    Some((wall.unix_ns as f64 / 1e6).round() / 1e3)
+    Some(wall.unix_ns.div_euclid(1_000_000) as f64 / 1e3)
 }
 
 fn with_records(gateway: &str, readings: &[&Reading], write: impl FnOnce(&[Record<'_>])) {

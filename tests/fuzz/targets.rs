@@ -380,7 +380,7 @@ fn ledger_corpus() -> Vec<Vec<u8>> {
         "0f".repeat(32)
     );
     let inner = format!(r#"{{"manifest":"{text}","signature":"{}"}}"#, "0f".repeat(64));
-    let manifest = serde_json::json!([{ "bn": "tidegate/barn/", "n": "$manifest", "vs": inner, "gw": "barn", "epoch": "0000000000002a", "seq": 4 }]);
+    let manifest = serde_json::json!([{ "bn": "tidegate/barn/", "n": "manifest", "vs": inner, "gw": "barn", "epoch": "0000000000002a", "seq": 4 }]);
     let compressed = "KLUv/QRYXQIAwgQQGJBFLQYwo0rAtz6WWLqJkRlrlJojc/2vEsayAXE3CtjG4Ts5Fka3N2F+C9Am3IHtPPi922cT5lGFSBFFfW++igIANRNYbKfMv+cGgg==";
     vec![
         format!("[{{\"bn\":\"tidegate/barn/\",\"bt\":1795000000.25,\"n\":\"cellar/temperature\",\"u\":\"Cel\",\"v\":21.3,{id}}},{{\"n\":\"door/open\",\"vb\":true,\"t\":0.5,\"seq\":3}}]\n").into_bytes(),

@@ -13,12 +13,13 @@ use super::bad_name;
 use super::document::{Diagnostic, read, settings};
 use crate::reading::is_name;
 use crate::sampler::{ChannelOverride, DeviceConfig};
+use crate::uplink::settings::Common;
 use crate::uplink::{self, UplinkConfig};
 
 pub(super) fn devices(root: &mut DeTable<'_>, diagnostics: &mut Vec<Diagnostic>) -> Vec<DeviceConfig> {
     #[derive(Deserialize)]
     #[serde(deny_unknown_fields)]
-    struct Common {
+    struct Shared {
         title: Option<String>,
         interval: Option<Period>,
         #[serde(default)]
@@ -30,14 +31,9 @@ pub(super) fn devices(root: &mut DeTable<'_>, diagnostics: &mut Vec<Diagnostic>)
     for item in array(root, "device", diagnostics) {
         let Some(Item { name, name_span, type_name, type_span, mut table }) = item else { continue };
         first_use(&mut names, &name, &name_span, "device", diagnostics);
-        let mut common = DeTable::new();
-        for key in ["title", "interval", "channels"] {
-            if let Some((key, value)) = table.get_mut().remove_entry(key) {
-                common.insert(key, value);
-            }
-        }
-        let interval_span = common.get("interval").map(Spanned::span);
-        let common: Option<Common> = read(Spanned::new(table.span(), common), diagnostics, settings);
+        let common = take(&mut table, &["title", "interval", "channels"]);
+        let interval_span = common.get_ref().get("interval").map(Spanned::span);
+        let common: Option<Shared> = read(common, diagnostics, settings);
         let Some(device_type) = drivers::device::find(&type_name) else {
             let known: Vec<&str> = drivers::device::registry().iter().map(|known| known.name).collect();
             let message = format!("no device type `{type_name}`, expected one of {}", known.join(", "));
@@ -98,8 +94,9 @@ pub(super) fn uplinks(root: &mut DeTable<'_>, diagnostics: &mut Vec<Diagnostic>)
     let mut uplinks = Vec::new();
     let mut names = BTreeMap::new();
     for item in array(root, "uplink", diagnostics) {
-        let Some(Item { name, name_span, type_name, type_span, table }) = item else { continue };
+        let Some(Item { name, name_span, type_name, type_span, mut table }) = item else { continue };
         first_use(&mut names, &name, &name_span, "uplink", diagnostics);
+        let common = take(&mut table, uplink::settings::KEYS);
         let Some(uplink_type) = uplink::find(&type_name) else {
             let known: Vec<&str> = uplink::registry().iter().map(|known| known.name).collect();
             let message = format!("no uplink type `{type_name}`, expected one of {}", known.join(", "));
@@ -107,13 +104,28 @@ pub(super) fn uplinks(root: &mut DeTable<'_>, diagnostics: &mut Vec<Diagnostic>)
             continue;
         };
         let whole = table.span();
-        let Some(setup) = read(table, diagnostics, uplink_type.parse) else { continue };
-        for problem in setup.problems() {
+        let common: Option<Common> = read(common, diagnostics, settings);
+        let setup = read(table, diagnostics, uplink_type.parse);
+        let (Some(common), Some(setup)) = (common, setup) else { continue };
+        let mut problems = common.problems(setup.type_name(), setup.deliveries());
+        problems.extend(setup.problems(&common));
+        for problem in problems {
             diagnostics.push(Diagnostic::at(whole.clone(), format!("{name}: {problem}")));
         }
-        uplinks.push(UplinkConfig { name, setup });
+        uplinks.push(UplinkConfig { name, common, setup });
     }
     uplinks
+}
+
+/// Takes the keys that all of a kind have out of a table.
+fn take<'i>(table: &mut Spanned<DeTable<'i>>, keys: &[&str]) -> Spanned<DeTable<'i>> {
+    let mut taken = DeTable::new();
+    for key in keys {
+        if let Some((key, value)) = table.get_mut().remove_entry(*key) {
+            taken.insert(key, value);
+        }
+    }
+    Spanned::new(table.span(), taken)
 }
 
 /// One `[[device]]` or `[[uplink]]`, its name and type taken out.

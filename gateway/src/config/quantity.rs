@@ -14,6 +14,10 @@ pub struct Size(pub u64);
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct DailySize(pub u64);
 
+/// Bytes per second: a [`Size`] and `/s`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ByteRate(pub u64);
+
 /// Where a secret is read from when it is needed. Holds the place, never the secret.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum SecretSource {
@@ -88,6 +92,16 @@ impl<'de> Deserialize<'de> for DailySize {
         size.map(Self).ok_or_else(|| {
             de::Error::custom(format!("not a size per day: \"{text}\", expected one like \"300MB/day\""))
         })
+    }
+}
+
+impl<'de> Deserialize<'de> for ByteRate {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        let rate = text.trim().strip_suffix("/s").and_then(|rate| parse_quantity(rate, &SIZES));
+        rate.filter(|rate| *rate > 0)
+            .map(Self)
+            .ok_or_else(|| de::Error::custom(format!("not a rate: \"{text}\", expected one like \"50kB/s\"")))
     }
 }
 
@@ -167,6 +181,11 @@ mod tests {
         assert_eq!(size("512MB"), Some(512_000_000));
         assert_eq!(size("2GiB"), Some(2 << 30));
         assert_eq!(size("512"), None);
+        let rate = |text: &str| {
+            ByteRate::deserialize(de::value::StrDeserializer::<de::value::Error>::new(text)).ok().map(|r| r.0)
+        };
+        assert_eq!(rate("50kB/s"), Some(50_000));
+        assert_eq!((rate("50kB"), rate("0B/s"), rate("fast")), (None, None, None));
         let daily = |text: &str| {
             DailySize::deserialize(de::value::StrDeserializer::<de::value::Error>::new(text))
                 .ok()

@@ -28,6 +28,12 @@ pub struct Line<'a> {
     pub to: Option<u64>,
     /// `count`: how many entries a gap or an aggregate stands for.
     pub count: Option<u64>,
+    /// `raised`: whether an alarm begins.
+    pub raised: Option<bool>,
+    /// `offset`: what a clock record adds, in milliseconds.
+    pub offset: Option<i64>,
+    /// `error`: how far off that may be, in milliseconds.
+    pub error: Option<i64>,
     /// `min`: the smallest value that an aggregate stands for.
     pub min: Option<f64>,
     /// `max`: the largest.
@@ -89,6 +95,14 @@ impl Line<'_> {
                 let _ = write!(out, " {key}={number}");
             }
         }
+        if let Some(raised) = self.raised {
+            out.push_str(if raised { " raised=t" } else { " raised=f" });
+        }
+        for (key, number) in [("offset", self.offset), ("error", self.error)] {
+            if let Some(number) = number {
+                let _ = write!(out, " {key}={number}");
+            }
+        }
         for (key, number) in [("min", self.min), ("max", self.max)] {
             if let Some(number) = number {
                 // On the wire a field of ours is finite.
@@ -131,11 +145,6 @@ impl Chunk {
     pub fn finish(self) -> String {
         hex(&self.context.finish().as_ref()[..8])
     }
-}
-
-/// Milliseconds of a wall time in nanoseconds, rounded as every record on the wire is.
-pub fn milliseconds(unix_ns: i64) -> i64 {
-    (unix_ns as f64 / 1e6).round() as i64
 }
 
 /// SHA-256 as hex digits.

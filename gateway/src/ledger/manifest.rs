@@ -216,6 +216,7 @@ pub enum Kind {
 }
 
 /// A manifest while its entries come in.
+#[derive(Clone)]
 pub struct Draft {
     from: u64,
     next: u64,
@@ -259,7 +260,8 @@ impl Draft {
 
     /// Whether it has to be signed before more is added, so that a manifest stays a message of moderate size.
     pub fn is_full(&self) -> bool {
-        self.digests.len() / 16 >= MAX_CHUNKS
+        let is_done = |(index, _): &(u64, Chunk)| self.next - self.from >= (index + 1) * CHUNK;
+        self.digests.len() / 16 + usize::from(self.chunk.as_ref().is_some_and(is_done)) >= MAX_CHUNKS
             || self.absent.len() + self.gaps.len() + self.thinned.len() >= MAX_RANGES
     }
 
@@ -359,7 +361,7 @@ pub struct Header<'a> {
 }
 
 /// The name of a manifest's record, behind `tidegate/<gateway>/`.
-pub const NAME: &str = "$manifest";
+pub const NAME: &str = "manifest";
 /// The reason of a loss whose entries were replaced by aggregates.
 pub const THINNED: &str = "thinned";
 /// This format.

@@ -190,8 +190,15 @@ struct Record<'a> {
     from: Option<u64>,
     to: Option<u64>,
     count: Option<u64>,
+    raised: Option<bool>,
+    offset: Option<i64>,
+    error: Option<i64>,
     min: Option<f64>,
     max: Option<f64>,
+    #[serde(borrow)]
+    topic: Option<Cow<'a, str>>,
+    #[serde(borrow)]
+    encoding: Option<Cow<'a, str>>,
     /// `vd` of CBOR.
     #[serde(skip)]
     bytes: Option<&'a [u8]>,
@@ -281,9 +288,22 @@ impl<'b> Pack<'b> {
         self.name.clear();
         self.name.push_str(&self.base_name);
         self.name.push_str(record.n.as_deref().unwrap_or_default());
-        let name = self.name.strip_prefix(&self.prefix).unwrap_or(&self.name);
+        let name = match &record.topic {
+            Some(topic) => topic,
+            None => self.name.strip_prefix(&self.prefix).unwrap_or(&self.name),
+        };
         let data;
-        let value = if let Some(number) = record.v {
+        let value = if record.topic.is_some() {
+            // A LAN client's message: its payload, whether it could travel as text or not.
+            let text = record.vs.as_deref().unwrap_or_default();
+            match record.encoding.as_deref() {
+                Some("base64url") => {
+                    data = base64url(text);
+                    Value::Bytes(&data)
+                }
+                _ => Value::Bytes(text.as_bytes()),
+            }
+        } else if let Some(number) = record.v {
             Value::Number(number)
         } else if let Some(truth) = record.vb {
             Value::Boolean(truth)
@@ -292,8 +312,7 @@ impl<'b> Pack<'b> {
         } else if let Some(bytes) = record.bytes {
             Value::Bytes(bytes)
         } else if let Some(text) = &record.vd {
-            // What is no base64 is nothing that was signed: its text stands for it.
-            data = BASE64URL.decode(text.as_bytes()).unwrap_or_else(|_| text.as_bytes().to_vec());
+            data = base64url(text);
             Value::Bytes(&data)
         } else {
             Value::None
@@ -314,10 +333,13 @@ impl<'b> Pack<'b> {
             from: record.from,
             to: record.to,
             count: record.count,
+            raised: record.raised,
+            offset: record.offset,
+            error: record.error,
             min: record.min,
             max: record.max,
         };
-        let manifest = if name == NAME { record.vs.as_deref() } else { None };
+        let manifest = if name == NAME && record.topic.is_none() { record.vs.as_deref() } else { None };
         let line = line.digest(&mut self.scratch);
         self.book.add(&Received { gateway: &self.gateway, epoch: &self.epoch, seq, line, manifest })
     }
@@ -364,6 +386,11 @@ fn cbor_record<'a>(decoder: &mut Decoder<'a>) -> Result<Record<'a>, minicbor::de
                 "from" => record.from = Some(decoder.u64()?),
                 "to" => record.to = Some(decoder.u64()?),
                 "count" => record.count = Some(decoder.u64()?),
+                "raised" => record.raised = Some(decoder.bool()?),
+                "offset" => record.offset = Some(decoder.i64()?),
+                "error" => record.error = Some(decoder.i64()?),
+                "topic" => record.topic = Some(decoder.str()?.into()),
+                "encoding" => record.encoding = Some(decoder.str()?.into()),
                 "min" => record.min = Some(number(decoder)?),
                 "max" => record.max = Some(number(decoder)?),
                 _ => decoder.skip()?,
@@ -405,6 +432,11 @@ fn number(decoder: &mut Decoder<'_>) -> Result<f64, minicbor::decode::Error> {
         }
         _ => Ok(decoder.i64()? as f64),
     }
+}
+
+/// What is no base64 is nothing that was signed: its text stands for it.
+fn base64url(text: &str) -> Vec<u8> {
+    BASE64URL.decode(text.as_bytes()).unwrap_or_else(|_| text.as_bytes().to_vec())
 }
 
 fn is_at_break(decoder: &Decoder<'_>) -> bool {

@@ -14,6 +14,8 @@
 
 mod clocks;
 mod commands;
+#[cfg(test)]
+mod crash;
 mod damage;
 mod entry;
 mod progress;

@@ -192,8 +192,10 @@ impl Store {
         let path = store_path(directory);
         let db = Connection::open(&path)?;
         db.pragma_update(None, "page_size", PAGE)?;
+        // Before the log is there: EXTRA also flushes that the first transaction's journal is gone, which would undo it
+        // after a power cut. With the log it is FULL.
+        db.pragma_update(None, "synchronous", "EXTRA")?;
         db.pragma_update(None, "journal_mode", "WAL")?;
-        db.pragma_update(None, "synchronous", "FULL")?;
         db.pragma_update(None, "wal_autocheckpoint", 1000)?;
         db.pragma_update(None, "journal_size_limit", 8 << 20)?;
         db.pragma_update(None, "cache_size", -1024)?;

@@ -18,12 +18,13 @@ use lapin::uri::{AMQPAuthority, AMQPQueryString, AMQPScheme, AMQPUri, AMQPUserIn
 use lapin::{BasicProperties, Channel, Confirmation, Connection, ConnectionProperties, ExchangeKind};
 use serde::Deserialize;
 
+use super::settings::{Common, Delivery};
 use super::tls::Tls;
-use super::{Link, Setup, Uplink, UplinkType, host_and_port};
+use super::{Context, Link, Setup, Uplink, UplinkType, host_and_port};
 use crate::config::document::settings;
 use crate::config::quantity::SecretSource;
-use crate::payload::{self, Outgoing};
-use crate::spool::Stored;
+use crate::payload;
+use crate::payload::parcel::{Origin, Parcel};
 
 /// `type = "amqp"`
 pub static UPLINK: UplinkType = UplinkType {
@@ -50,8 +51,6 @@ struct Settings {
     username: Option<String>,
     password: Option<SecretSource>,
     tls: Option<Tls>,
-    #[serde(default = "default_window")]
-    window: usize,
 }
 
 impl Setup for Settings {
@@ -63,11 +62,11 @@ impl Setup for Settings {
         format!("{} exchange {}", self.address, self.exchange)
     }
 
-    fn window(&self) -> usize {
-        self.window
+    fn deliveries(&self) -> &'static [Delivery] {
+        &[Delivery::AtLeastOnce]
     }
 
-    fn problems(&self) -> Vec<String> {
+    fn problems(&self, _: &Common) -> Vec<String> {
         let mut problems: Vec<String> = self.tls.iter().flat_map(Tls::problems).collect();
         if host_and_port(&self.address).is_none() {
             problems.push(format!("`{}` is not host:port", self.address));
@@ -77,9 +76,6 @@ impl Setup for Settings {
             if text.is_empty() || text.len() > 127 {
                 problems.push(format!("{name} out of range: 1 to 127 bytes"));
             }
-        }
-        if !(1..=65_535).contains(&self.window) {
-            problems.push(format!("window out of range: {}, allowed 1 to 65535", self.window));
         }
         problems
     }
@@ -92,26 +88,27 @@ impl Setup for Settings {
         self
     }
 
-    fn open(&self, gateway: &str, _name: &str) -> Box<dyn Uplink> {
-        Box::new(Amqp { settings: self.clone(), gateway: gateway.to_owned() })
+    fn open(&self, context: Context) -> Box<dyn Uplink> {
+        Box::new(Amqp { settings: self.clone(), origin: context.origin })
     }
 }
 
 struct Amqp {
     settings: Settings,
-    gateway: String,
+    origin: Origin,
 }
 
 impl Uplink for Amqp {
     fn carry<'a>(&'a mut self, link: &'a mut Link) -> BoxFuture<'a, anyhow::Result<()>> {
-        let Self { settings, gateway } = &*self;
+        let Self { settings, origin } = &*self;
         Box::pin(async move {
-            let connection =
-                tokio::time::timeout(CONNECT, settings.connect(gateway)).await.context("no answer")??;
+            let connection = tokio::time::timeout(CONNECT, settings.connect(&origin.gateway))
+                .await
+                .context("no answer")??;
             let channel =
                 tokio::time::timeout(CONNECT, settings.prepare(&connection)).await.context("no answer")??;
             link.connected(&settings.target());
-            let carried = settings.publish(gateway, &channel, link).await;
+            let carried = settings.publish(origin, &channel, link).await;
             // Said politely where the connection still stands; otherwise dropping it is enough.
             let _ = tokio::time::timeout(CLOSE, connection.close(200, "bye".into())).await;
             carried
@@ -182,15 +179,15 @@ impl Settings {
 
     /// Publishes until something fails. A message that comes back unroutable fails the connection: taking it for
     /// delivered would lose it, and waiting gives somebody time to bind a queue.
-    async fn publish(&self, gateway: &str, channel: &Channel, link: &mut Link) -> anyhow::Result<()> {
+    async fn publish(&self, origin: &Origin, channel: &Channel, link: &mut Link) -> anyhow::Result<()> {
         let stop = link.stopping();
         let mut confirms = FuturesUnordered::new();
         loop {
             tokio::select! {
                 () = stop.cancelled() => return Ok(()),
-                Some((seq, confirmed)) = confirms.next() => match confirmed? {
+                Some((key, confirmed)) = confirms.next() => match confirmed? {
                     Confirmation::Ack(None) => {
-                        link.confirmed(seq).await;
+                        link.confirmed(key).await;
                     }
                     Confirmation::Ack(Some(back)) | Confirmation::Nack(Some(back)) => {
                         bail!("message returned: {} {} (is a queue bound to exchange {}?)", back.reply_code, back.reply_text, self.exchange);
@@ -198,10 +195,10 @@ impl Settings {
                     Confirmation::Nack(None) => bail!("the broker refused a message"),
                     Confirmation::NotRequested => bail!("the broker confirms nothing"),
                 },
-                entries = link.next() => for entry in entries? {
-                    let seq = entry.seq;
-                    let confirm = self.send(gateway, channel, &entry).await?;
-                    confirms.push(async move { (seq, confirm.await) });
+                parcels = link.next() => for parcel in parcels? {
+                    let key = parcel.key;
+                    let confirm = self.send(origin, channel, &parcel).await?;
+                    confirms.push(async move { (key, confirm.await) });
                 },
             }
         }
@@ -209,26 +206,38 @@ impl Settings {
 
     async fn send(
         &self,
-        gateway: &str,
+        origin: &Origin,
         channel: &Channel,
-        entry: &Stored,
+        parcel: &Parcel,
     ) -> lapin::Result<lapin::PublisherConfirm> {
-        let Outgoing { id, topic, body } = payload::outgoing(gateway, entry);
         let mut headers = FieldTable::default();
-        headers.insert("gateway".into(), AMQPValue::LongString(gateway.into()));
-        headers.insert("boot".into(), AMQPValue::LongString(entry.stamp.boot.to_string().into()));
-        headers.insert("seq".into(), AMQPValue::LongLongInt(entry.seq.0 as i64));
+        let text = |text: &str| AMQPValue::LongString(text.into());
+        headers.insert("gateway".into(), text(&origin.gateway));
+        headers.insert("epoch".into(), text(&format!("{:014x}", origin.epoch)));
+        headers.insert("boot".into(), text(&parcel.stamp.boot.to_string()));
+        headers.insert("seq".into(), AMQPValue::LongLongInt(parcel.key.first.0 as i64));
+        headers.insert("last".into(), AMQPValue::LongLongInt(parcel.key.last.0 as i64));
+        headers.insert("lane".into(), text(parcel.key.lane.as_str()));
         let mut properties = BasicProperties::default()
-            .with_content_type(senml::MEDIA_TYPE_JSON.into())
+            .with_content_type(parcel.content_type.into())
             .with_delivery_mode(PERSISTENT)
-            .with_message_id(id.into())
+            .with_message_id(parcel.id.as_str().into())
             .with_headers(headers);
-        if let Some(wall) = entry.stamp.wall {
+        if let Some(encoding) = parcel.content_encoding {
+            properties = properties.with_content_encoding(encoding.into());
+        }
+        if let Some(wall) = parcel.stamp.wall {
             properties = properties.with_timestamp((wall.unix_ns / 1_000_000_000).max(0) as u64);
         }
         let options = BasicPublishOptions { mandatory: true, ..Default::default() };
         channel
-            .basic_publish(self.exchange.as_str().into(), routing_key(&topic), options, &body, properties)
+            .basic_publish(
+                self.exchange.as_str().into(),
+                routing_key(&parcel.topic),
+                options,
+                &parcel.body,
+                properties,
+            )
             .await
     }
 }
@@ -246,10 +255,6 @@ fn default_vhost() -> String {
 
 fn default_exchange() -> String {
     payload::ROOT.into()
-}
-
-fn default_window() -> usize {
-    1000
 }
 
 const PERSISTENT: u8 = 2;

@@ -7,7 +7,10 @@
 mod amqp091;
 mod backoff;
 pub mod forwarder;
+mod link;
 mod mqtt;
+mod pace;
+pub mod settings;
 mod tls;
 
 use std::fmt;
@@ -15,15 +18,20 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use futures_util::future::BoxFuture;
-use log::{info, warn};
+use log::warn;
+use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 use toml::Spanned;
 use toml::de::DeTable;
 
 use self::backoff::Backoff;
-use self::forwarder::Forwarder;
+pub use self::link::Link;
+use self::settings::{Common, Delivery};
+use crate::clock::Clock;
+use crate::command::Desk;
 use crate::config::document::Diagnostic;
-use crate::spool::{Committed, Progress, Seq, Spool, SpoolError, Stored};
+use crate::payload::parcel::Origin;
+use crate::spool::{Seq, Spool};
 
 /// All kinds of uplinks, one line each.
 static REGISTRY: &[&UplinkType] = &[
@@ -59,16 +67,27 @@ pub trait Setup: fmt::Debug + Send + Sync {
     fn type_name(&self) -> &'static str;
     /// Where it goes, for people: no credentials.
     fn target(&self) -> String;
-    /// Entries in flight at a time.
-    fn window(&self) -> usize;
+    /// What it can promise.
+    fn deliveries(&self) -> &'static [Delivery];
     /// What would keep it from working, found without connecting.
-    fn problems(&self) -> Vec<String>;
+    fn problems(&self, common: &Common) -> Vec<String>;
     /// Whether `other` holds the same settings.
     fn is_same(&self, other: &dyn Setup) -> bool;
     /// For [`Setup::is_same`].
     fn as_any(&self) -> &dyn std::any::Any;
-    /// An uplink with these settings for a gateway of that name.
-    fn open(&self, gateway: &str, name: &str) -> Box<dyn Uplink>;
+    /// An uplink with these settings.
+    fn open(&self, context: Context) -> Box<dyn Uplink>;
+}
+
+/// What an uplink knows of where it stands.
+#[derive(Debug, Clone)]
+pub struct Context {
+    /// Its name in the configuration.
+    pub name: String,
+    /// Whose entries it carries.
+    pub origin: Origin,
+    /// The settings that all kinds have.
+    pub common: Common,
 }
 
 /// A way out. Lives as long as its settings, over many connections.
@@ -80,15 +99,17 @@ pub trait Uplink: Send {
 /// `[[uplink]]`
 #[derive(Debug, Clone)]
 pub struct UplinkConfig {
-    /// The uplink's name: its cursor is kept under it.
+    /// The uplink's name: its progress is kept under it.
     pub name: String,
+    /// The settings that all kinds have.
+    pub common: Common,
     /// The kind's settings.
     pub setup: Arc<dyn Setup>,
 }
 
 impl PartialEq for UplinkConfig {
     fn eq(&self, other: &Self) -> bool {
-        self.name == other.name && self.setup.is_same(&*other.setup)
+        self.name == other.name && self.common == other.common && self.setup.is_same(&*other.setup)
     }
 }
 
@@ -101,8 +122,20 @@ pub struct Status {
     pub detail: String,
     /// When the next try is due.
     pub next_try: Option<Instant>,
-    /// The last place confirmed.
+    /// Where the live lane stands.
     pub cursor: u64,
+    /// Where the alarm lane stands.
+    pub alarm_cursor: u64,
+    /// Entries left to the backfill lane.
+    pub backfill: u64,
+    /// Everything of telemetry up to here is confirmed.
+    pub oldest: u64,
+    /// Bytes sent this month.
+    pub sent_this_month: u64,
+    /// Bytes that may be sent a month.
+    pub monthly_budget: Option<u64>,
+    /// Whether only alarms go out until the month is over.
+    pub is_budget_exhausted: bool,
     /// Sent and not yet confirmed.
     pub in_flight: usize,
     /// Confirmed since start.
@@ -117,8 +150,22 @@ pub struct Handle {
     /// Its settings.
     pub config: UplinkConfig,
     status: Arc<Mutex<Status>>,
+    orders: mpsc::Sender<Order>,
     stop: CancellationToken,
     ended: CancellationToken,
+}
+
+/// What a person has an uplink do with what was kept for it.
+enum Order {
+    Replay { after: Seq, until: Seq, reply: oneshot::Sender<Result<u64, String>> },
+    GiveUp { until: Seq, reply: oneshot::Sender<Result<Vec<(Seq, Seq)>, String>> },
+}
+
+/// Where commands that come down an uplink go.
+#[derive(Clone)]
+pub struct Commands {
+    desk: Desk,
+    source: String,
 }
 
 impl Handle {
@@ -132,25 +179,75 @@ impl Handle {
         self.stop.cancel();
     }
 
-    /// Waits until it has ended and its cursor is with the spool.
+    /// Waits until it has ended and its progress is with the spool.
     pub async fn ended(&self) {
         self.ended.cancelled().await;
     }
+
+    /// Sends telemetry of `(after, until]` once more, as far as it was sent; returns how many places that are.
+    ///
+    /// # Errors
+    /// The uplink is ending, promises that nothing comes twice, or the spool cannot write.
+    pub async fn replay(&self, after: Seq, until: Seq) -> Result<u64, String> {
+        if self.config.common.delivery != Delivery::AtLeastOnce {
+            let delivery = self.config.common.delivery.as_str();
+            return Err(format!("{} delivers {delivery}: it sends nothing twice", self.config.name));
+        }
+        self.order(|reply| Order::Replay { after, until, reply }).await
+    }
+
+    /// Gives up telemetry up to `until` that was not confirmed; returns the ranges `(after, until]`, of which the
+    /// caller makes gaps.
+    ///
+    /// # Errors
+    /// The uplink is ending, or the spool cannot write.
+    pub async fn give_up(&self, until: Seq) -> Result<Vec<(Seq, Seq)>, String> {
+        self.order(|reply| Order::GiveUp { until, reply }).await
+    }
+
+    async fn order<T>(
+        &self,
+        order: impl FnOnce(oneshot::Sender<Result<T, String>>) -> Order,
+    ) -> Result<T, String> {
+        let (reply, answer) = oneshot::channel();
+        let ending = || format!("uplink {} is ending", self.config.name);
+        self.orders.send(order(reply)).await.map_err(|_| ending())?;
+        answer.await.map_err(|_| ending())?
+    }
+}
+
+/// What all uplinks of a gateway share.
+#[derive(Clone)]
+pub struct Shared {
+    /// The log.
+    pub spool: Spool,
+    /// The machine's clocks.
+    pub clock: Clock,
+    /// Where commands go.
+    pub desk: Desk,
+    /// The gateway's name.
+    pub gateway: String,
 }
 
 /// Makes an uplink and the task that runs it.
 pub fn start(
     config: UplinkConfig,
-    gateway: String,
-    spool: Spool,
+    shared: Shared,
     stop: CancellationToken,
 ) -> (Handle, impl Future<Output = ()> + Send + 'static) {
     let status = Arc::new(Mutex::new(Status { state: "connecting", ..Status::default() }));
     let ended = CancellationToken::new();
-    let handle =
-        Handle { config: config.clone(), status: status.clone(), stop: stop.clone(), ended: ended.clone() };
+    // Full: the person who gives the order waits.
+    let (orders, received) = mpsc::channel(4);
+    let handle = Handle {
+        config: config.clone(),
+        status: status.clone(),
+        orders,
+        stop: stop.clone(),
+        ended: ended.clone(),
+    };
     let task = async move {
-        run(config, gateway, spool, stop, status).await;
+        run(config, shared, received, stop, status).await;
         ended.cancel();
     };
     (handle, task)
@@ -158,46 +255,44 @@ pub fn start(
 
 async fn run(
     config: UplinkConfig,
-    gateway: String,
-    spool: Spool,
+    shared: Shared,
+    mut orders: mpsc::Receiver<Order>,
     stop: CancellationToken,
     status: Arc<Mutex<Status>>,
 ) {
-    let name = config.name.clone();
-    let Ok((progress, _)) = spool.progress(&name).await else { return };
-    let cursor = progress.live.min(progress.alarm);
-    let mut link = Link {
-        forwarder: Forwarder::new(cursor, config.setup.window()),
-        committed: spool.committed(),
-        name: name.clone(),
-        spool,
-        stop: stop.clone(),
-        status,
-        rate: Rate::new(),
-        connected_at: None,
-    };
+    let UplinkConfig { name, common, setup } = config;
+    let Shared { spool, clock, desk, gateway } = shared;
+    let origin = Origin { gateway, epoch: spool.epoch() };
+    let commands = Commands { desk, source: format!("uplink {name}") };
+    let context = Context { name: name.clone(), origin: origin.clone(), common: common.clone() };
+    let opened = Link::open(context.clone(), spool, clock, commands, stop.clone(), status).await;
+    let Ok(mut link) = opened else { return };
     let mut backoff = Backoff::new(seed(&name));
-    let mut uplink = config.setup.open(&gateway, &name);
+    let mut uplink = setup.open(context);
     loop {
         link.set_state("connecting", String::new(), None);
         let ended = tokio::select! {
             // Cancelled: the connection is dropped; what was in flight stays unconfirmed and is read again.
             () = stop.cancelled() => break,
+            Some(order) = orders.recv() => {
+                link.disconnected().await;
+                obey(&mut link, order).await;
+                continue;
+            }
             ended = uplink.carry(&mut link) => ended,
         };
         if let Err(error) = &ended {
             // Once per change of state: a link that stays down fills no log.
-            if link.connected_at.is_some() {
-                warn!(uplink:% = name; "connection to {} lost: {error:#}", config.setup.target());
+            if link.is_connected() {
+                warn!(uplink:% = name; "connection to {} lost: {error:#}", setup.target());
             } else if backoff.is_fresh() {
-                warn!(uplink:% = name; "cannot reach {}: {error:#}", config.setup.target());
+                warn!(uplink:% = name; "cannot reach {}: {error:#}", setup.target());
             }
         } else if stop.is_cancelled() {
             break;
         }
-        link.store_cursor().await;
-        link.forwarder.disconnected();
-        if link.connected_at.take().is_some_and(|at| at.elapsed() > HEALTHY) {
+        link.disconnected().await;
+        if link.take_connected().is_some_and(|held| held > HEALTHY) {
             backoff.reset();
         }
         let wait = backoff.next();
@@ -205,129 +300,22 @@ async fn run(
         link.set_state("backoff", detail, Some(Instant::now() + wait));
         tokio::select! {
             () = stop.cancelled() => break,
+            Some(order) = orders.recv() => obey(&mut link, order).await,
             () = tokio::time::sleep(wait) => {}
         }
     }
-    link.store_cursor().await;
+    link.disconnected().await;
     link.set_state("stopped", String::new(), None);
 }
 
-/// What an uplink's protocol sees of the spool: the next entries, and where to say what was confirmed.
-pub struct Link {
-    name: String,
-    spool: Spool,
-    committed: tokio::sync::watch::Receiver<Committed>,
-    forwarder: Forwarder,
-    stop: CancellationToken,
-    status: Arc<Mutex<Status>>,
-    rate: Rate,
-    connected_at: Option<Instant>,
-}
-
-impl Link {
-    /// Fires when the uplink is to end.
-    pub fn stopping(&self) -> CancellationToken {
-        self.stop.clone()
-    }
-
-    /// The peer accepted us.
-    pub fn connected(&mut self, target: &str) {
-        info!(uplink:% = self.name; "connected to {target}");
-        self.connected_at = Some(Instant::now());
-        self.set_state("connected", String::new(), None);
-    }
-
-    /// The next entries to send, in order, no more than the window has room for. Waits until there are some.
-    ///
-    /// Cancel-safe: entries count as sent only when they are returned.
-    pub async fn next(&mut self) -> Result<Vec<Stored>, SpoolError> {
-        loop {
-            let last = {
-                let committed = self.committed.borrow_and_update();
-                if let Some(stored) = committed.progress.get(&self.name) {
-                    self.forwarder.stored(stored.live);
-                }
-                committed.last
-            };
-            let Some((after, room)) = self.forwarder.wants(last) else {
-                self.committed.changed().await.map_err(|_| SpoolError::Closed)?;
-                continue;
-            };
-            let entries = self.spool.read_after(after, room.min(READ_AT_ONCE)).await?;
-            let read_to = entries.last().map_or(last, |last| last.seq);
-            self.forwarder.sent(entries.iter().map(|entry| entry.seq), read_to);
-            if entries.is_empty() {
-                self.store_cursor().await;
-                continue;
-            }
-            self.note();
-            return Ok(entries);
+async fn obey(link: &mut Link, order: Order) {
+    match order {
+        Order::Replay { after, until, reply } => {
+            let _ = reply.send(link.replay(after, until).await.map_err(|error| error.to_string()));
         }
-    }
-
-    /// The peer has this entry for good; `false` for one that was not sent over this connection.
-    pub async fn confirmed(&mut self, seq: Seq) -> bool {
-        if !self.forwarder.is_in_flight(seq) {
-            return seq <= self.forwarder.cursor();
+        Order::GiveUp { until, reply } => {
+            let _ = reply.send(link.give_up(until).await.map_err(|error| error.to_string()));
         }
-        self.rate.count(1);
-        let has_moved = self.forwarder.confirmed(seq).is_some();
-        if has_moved && (self.forwarder.is_cursor_late() || self.forwarder.in_flight() == 0) {
-            self.store_cursor().await;
-        }
-        self.note();
-        true
-    }
-
-    async fn store_cursor(&mut self) {
-        // A closed spool ends this uplink's next read.
-        let is_urgent = self.forwarder.is_cursor_late();
-        let progress = Progress::at(self.forwarder.cursor());
-        let _ = self.spool.note_progress(&self.name, progress, is_urgent).await;
-    }
-
-    fn set_state(&mut self, state: &'static str, detail: String, next_try: Option<Instant>) {
-        let mut status = self.status.lock().unwrap_or_else(PoisonError::into_inner);
-        status.state = state;
-        status.detail = detail;
-        status.next_try = next_try;
-        drop(status);
-        self.note();
-    }
-
-    fn note(&mut self) {
-        let mut status = self.status.lock().unwrap_or_else(PoisonError::into_inner);
-        status.cursor = self.forwarder.cursor().0;
-        status.in_flight = self.forwarder.in_flight();
-        status.confirmed = self.rate.total;
-        status.rate = self.rate.per_second();
-    }
-}
-
-/// Confirmations per second over the last whole seconds.
-struct Rate {
-    total: u64,
-    since: Instant,
-    at_since: u64,
-    last: f64,
-}
-
-impl Rate {
-    fn new() -> Self {
-        Self { total: 0, since: Instant::now(), at_since: 0, last: 0.0 }
-    }
-
-    fn count(&mut self, n: u64) {
-        self.total += n;
-    }
-
-    fn per_second(&mut self) -> f64 {
-        let passed = self.since.elapsed();
-        if passed > Duration::from_secs(2) {
-            self.last = (self.total - self.at_since) as f64 / passed.as_secs_f64();
-            (self.since, self.at_since) = (Instant::now(), self.total);
-        }
-        self.last
     }
 }
 
@@ -346,5 +334,3 @@ fn seed(name: &str) -> u64 {
 
 /// A connection that held this long was healthy: the next loss begins with a short wait again.
 const HEALTHY: Duration = Duration::from_secs(10);
-/// Entries read from disk at a time.
-const READ_AT_ONCE: usize = 512;

@@ -6,7 +6,7 @@
 //! taken for repetitions, and new messages under them lost (MQTT 5.0 §4.3.3).
 
 use std::any::Any;
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Poll, ready};
@@ -21,12 +21,13 @@ use serde::Deserialize;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _, ReadBuf};
 use tokio::net::TcpStream;
 
+use super::settings::{Common, Delivery};
 use super::tls::Tls;
-use super::{Link, Setup, Uplink, UplinkType, host_and_port};
+use super::{Context, Link, Setup, Uplink, UplinkType, host_and_port};
 use crate::config::document::settings;
 use crate::config::quantity::SecretSource;
-use crate::payload::{self, Outgoing, ROOT};
-use crate::spool::{Seq, Stored};
+use crate::payload::ROOT;
+use crate::payload::parcel::{Parcel, ParcelKey};
 
 /// `type = "mqtt"`
 pub static UPLINK: UplinkType = UplinkType {
@@ -41,16 +42,12 @@ struct Settings {
     address: String,
     #[serde(default)]
     version: ProtocolVersion,
-    #[serde(default = "default_qos")]
-    qos: u8,
     client_id: Option<String>,
     username: Option<String>,
     password: Option<SecretSource>,
     tls: Option<Tls>,
     #[serde(default = "default_keep_alive")]
     keep_alive: drivers::Period,
-    #[serde(default = "default_window")]
-    window: usize,
 }
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
@@ -71,25 +68,16 @@ impl Setup for Settings {
         self.address.clone()
     }
 
-    fn window(&self) -> usize {
-        self.window
+    fn deliveries(&self) -> &'static [Delivery] {
+        &[Delivery::AtLeastOnce, Delivery::ExactlyOnce]
     }
 
-    fn problems(&self) -> Vec<String> {
+    fn problems(&self, _: &Common) -> Vec<String> {
         let mut problems: Vec<String> = self.tls.iter().flat_map(Tls::problems).collect();
         if host_and_port(&self.address).is_none() {
             problems.push(format!("`{}` is not host:port", self.address));
         }
         problems.extend(self.password.as_ref().and_then(|source| source.read().err()));
-        if !matches!(self.qos, 1 | 2) {
-            problems.push(format!(
-                "qos out of range: {}, allowed 1 (at least once) or 2 (exactly once)",
-                self.qos
-            ));
-        }
-        if !(1..=65_535).contains(&self.window) {
-            problems.push(format!("window out of range: {}, allowed 1 to 65535", self.window));
-        }
         if self.keep_alive.0 > Duration::from_secs(65_535) {
             problems.push("keep_alive out of range: at most 65535s".into());
         }
@@ -104,11 +92,13 @@ impl Setup for Settings {
         self
     }
 
-    fn open(&self, gateway: &str, name: &str) -> Box<dyn Uplink> {
-        let client_id = self.client_id.clone().unwrap_or_else(|| format!("{ROOT}-{gateway}-{name}"));
+    fn open(&self, context: Context) -> Box<dyn Uplink> {
+        let Context { name, origin, common } = context;
+        let client_id = self.client_id.clone().unwrap_or_else(|| format!("{ROOT}-{}-{name}", origin.gateway));
         Box::new(Mqtt {
             settings: self.clone(),
-            gateway: gateway.to_owned(),
+            gateway: origin.gateway,
+            common,
             client_id,
             client: None,
             early: BTreeSet::new(),
@@ -119,6 +109,7 @@ impl Setup for Settings {
 struct Mqtt {
     settings: Settings,
     gateway: String,
+    common: Common,
     client_id: String,
     /// Lives over reconnects: at QoS 2 it holds the halves of unfinished handshakes.
     client: Option<Client>,
@@ -129,7 +120,7 @@ struct Mqtt {
 impl Uplink for Mqtt {
     fn carry<'a>(&'a mut self, link: &'a mut Link) -> BoxFuture<'a, anyhow::Result<()>> {
         Box::pin(async move {
-            if self.settings.qos == 2 && self.client.is_none() {
+            if self.is_exact() && self.client.is_none() {
                 let mut stream = self.settings.dial().await?;
                 let mut client = Client::new(Instant::now(), self.options(true)?)?;
                 tokio::time::timeout(CONNECT, clear_session(&mut stream, &mut client))
@@ -137,13 +128,19 @@ impl Uplink for Mqtt {
                     .context("no answer")??;
             }
             let mut stream = self.settings.dial().await?;
-            let options = self.options(self.settings.qos == 1)?;
+            let is_exact = self.is_exact();
+            let options = self.options(!is_exact)?;
             let client = match &mut self.client {
-                Some(client) if self.settings.qos == 2 => client,
+                Some(client) if is_exact => client,
                 slot => slot.insert(Client::new(Instant::now(), options)?),
             };
-            let mut publisher =
-                Publisher { settings: &self.settings, gateway: &self.gateway, early: &mut self.early };
+            let mut publisher = Publisher {
+                settings: &self.settings,
+                gateway: &self.gateway,
+                early: &mut self.early,
+                keys: HashMap::new(),
+                is_exact,
+            };
             let carried = publisher.carry(&mut stream, client, link).await;
             client.handle_gone();
             carried
@@ -152,6 +149,10 @@ impl Uplink for Mqtt {
 }
 
 impl Mqtt {
+    fn is_exact(&self) -> bool {
+        self.common.delivery == Delivery::ExactlyOnce
+    }
+
     fn options(&self, is_clean: bool) -> anyhow::Result<Options> {
         let set = &self.settings;
         let state = Topic::new(format!("{ROOT}/{}/$state", self.gateway))?;
@@ -168,19 +169,26 @@ impl Mqtt {
             user: set.username.clone(),
             password,
             will: Some(Message::new(state, "offline").with_qos(Qos::AtLeastOnce).retained()),
-            window: u16::try_from(set.client_window()).unwrap_or(u16::MAX),
+            window: u16::try_from(self.client_window()).unwrap_or(u16::MAX),
             ..Options::default()
         })
     }
 }
 
-impl Settings {
+impl Mqtt {
     /// Messages under way to the broker. MQTT 5.0 brokers say how many they take; a 3.1.1 broker cannot, and mosquitto
     /// cuts a client off that has more than its `max_inflight_messages`, 20 by default, unfinished at QoS 2.
     fn client_window(&self) -> usize {
-        if self.version == ProtocolVersion::V311 && self.qos == 2 { self.window.min(20) } else { self.window }
+        let window = self.common.window;
+        if self.settings.version == ProtocolVersion::V311 && self.is_exact() {
+            window.min(20)
+        } else {
+            window
+        }
     }
+}
 
+impl Settings {
     async fn dial(&self) -> anyhow::Result<Box<dyn Stream>> {
         let (host, port) =
             host_and_port(&self.address).ok_or_else(|| anyhow!("`{}` is not host:port", self.address))?;
@@ -198,6 +206,9 @@ struct Publisher<'a> {
     settings: &'a Settings,
     gateway: &'a str,
     early: &'a mut BTreeSet<u64>,
+    /// The parcels that were offered, by their last place.
+    keys: HashMap<u64, ParcelKey>,
+    is_exact: bool,
 }
 
 impl Publisher<'_> {
@@ -209,7 +220,7 @@ impl Publisher<'_> {
     ) -> anyhow::Result<()> {
         let stop = link.stopping();
         let mut wire = Wire::new(stream);
-        let mut waiting = std::collections::VecDeque::new();
+        let mut waiting: VecDeque<Parcel> = VecDeque::new();
         let mut is_connected = false;
         client.connect(Instant::now());
         loop {
@@ -221,12 +232,14 @@ impl Publisher<'_> {
                         self.publish_state(client, "online");
                     }
                     Event::Confirmed { id } if id != STATE_ID => {
-                        if let Some(at) = waiting.iter().position(|entry: &Stored| entry.seq.0 == id) {
-                            // Confirmed from before the reconnect while it stands in line again.
-                            waiting.remove(at);
-                        }
-                        if !link.confirmed(Seq(id)).await {
-                            self.early.insert(id);
+                        // Confirmed from before the reconnect while it stands in line again.
+                        let at = waiting.iter().position(|parcel| parcel.key.last.0 == id);
+                        let key = at.and_then(|at| waiting.remove(at)).map(|parcel| parcel.key);
+                        match key.or_else(|| self.keys.remove(&id)) {
+                            Some(key) if link.confirmed(key).await => {}
+                            _ => {
+                                self.early.insert(id);
+                            }
                         }
                     }
                     Event::Failed { id, reason } if id != STATE_ID => {
@@ -240,12 +253,13 @@ impl Publisher<'_> {
                 }
             }
             while client.capacity() > 0 {
-                let Some(entry) = waiting.pop_front() else { break };
-                if self.early.remove(&entry.seq.0) {
-                    link.confirmed(entry.seq).await;
+                let Some(parcel) = waiting.pop_front() else { break };
+                if self.early.remove(&parcel.key.last.0) {
+                    link.confirmed(parcel.key).await;
                     continue;
                 }
-                self.publish(client, &entry)?;
+                self.publish(client, &parcel)?;
+                self.keys.insert(parcel.key.last.0, parcel.key);
             }
             wire.take_output(client);
             let deadline = client.deadline();
@@ -267,19 +281,22 @@ impl Publisher<'_> {
         Ok(())
     }
 
-    fn publish(&self, client: &mut Client, entry: &Stored) -> anyhow::Result<()> {
-        let Outgoing { id, topic, body } = payload::outgoing(self.gateway, entry);
-        let qos = if self.settings.qos == 2 { Qos::ExactlyOnce } else { Qos::AtLeastOnce };
-        let mut message = Message::new(Topic::new(topic)?, body).with_qos(qos);
+    fn publish(&self, client: &mut Client, parcel: &Parcel) -> anyhow::Result<()> {
+        let qos = if self.is_exact { Qos::ExactlyOnce } else { Qos::AtLeastOnce };
+        let mut message = Message::new(Topic::new(parcel.topic.clone())?, parcel.body.clone()).with_qos(qos);
         if self.settings.version == ProtocolVersion::V5 {
+            let mut user =
+                vec![("id".into(), parcel.id.clone()), ("lane".into(), parcel.key.lane.as_str().to_owned())];
+            user.extend(parcel.content_encoding.map(|how| ("content-encoding".into(), how.to_owned())));
             message = message.with_properties(Properties {
-                is_text: Some(true),
-                content_type: Some(senml::MEDIA_TYPE_JSON.into()),
-                user: vec![("id".into(), id)],
+                is_text: (parcel.content_type == senml::MEDIA_TYPE_JSON && parcel.content_encoding.is_none())
+                    .then_some(true),
+                content_type: Some(parcel.content_type.into()),
+                user,
                 ..Properties::default()
             });
         }
-        client.publish(entry.seq.0, &message).map_err(|error| anyhow!("{error}"))
+        client.publish(parcel.key.last.0, &message).map_err(|error| anyhow!("{error}"))
     }
 
     /// The counterpart of our will. Not an entry: if it is lost with the connection, the next one says it again.
@@ -394,16 +411,8 @@ async fn until(deadline: Option<Instant>) {
     }
 }
 
-fn default_qos() -> u8 {
-    1
-}
-
 fn default_keep_alive() -> drivers::Period {
     drivers::Period(Duration::from_secs(30))
-}
-
-fn default_window() -> usize {
-    1000
 }
 
 /// No entry has this place: the log begins at 1.
