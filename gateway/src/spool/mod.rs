@@ -43,6 +43,8 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 pub use commands::{Begun, CommandRow};
 pub use damage::Damage;
+#[cfg(test)]
+pub use entry::StoredChannel;
 pub use entry::{Body, Class, ClockRecord, Entry, Gap, GapReason, Stored};
 pub use progress::{Hole, Progress};
 pub use reader::{Bucket, HistoryQuery};
