@@ -302,13 +302,14 @@ async fn run(
     let context = Context { name: name.clone(), origin: origin.clone(), common: common.clone() };
     let opened = Link::open(context.clone(), spool, clock, commands, stop.clone(), status).await;
     let Ok(mut link) = opened else { return };
-    let mut backoff = Backoff::new(seed(&name));
+    let mut backoff = Backoff::new(seed(&name), common.retry_within.0);
     let mut uplink = setup.open(context);
     loop {
         link.set_state("connecting", String::new(), None);
         let ended = tokio::select! {
-            // Cancelled: the connection is dropped; what was in flight stays unconfirmed and is read again.
-            () = stop.cancelled() => break,
+            // It stops by itself; one that does not say goodbye in time is dropped, and what was in flight stays
+            // unconfirmed and is read again.
+            () = async { stop.cancelled().await; tokio::time::sleep(GOODBYE).await } => break,
             Some(order) = orders.recv() => {
                 link.disconnected().await;
                 obey(&mut link, order).await;
@@ -367,5 +368,7 @@ fn seed(name: &str) -> u64 {
     RandomState::new().hash_one(name)
 }
 
+/// For a polite end where the connection still stands.
+const GOODBYE: Duration = Duration::from_millis(800);
 /// A connection that held this long was healthy: the next loss begins with a short wait again.
 const HEALTHY: Duration = Duration::from_secs(10);
