@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, anyhow, bail};
-use log::{info, warn};
+use log::{error, info, warn};
 use mqtt::Filter;
 use tokio::net::{TcpListener, UnixListener};
 use tokio::signal::unix::{SignalKind, signal};
@@ -22,6 +22,7 @@ use crate::command::Desk;
 use crate::config::Config;
 use crate::gateway::Gateway;
 use crate::intake::Intake;
+use crate::ledger::{self, Keeper};
 use crate::listener::broker::{self, BrokerConfig};
 use crate::listener::coap::{self, CoapConfig};
 use crate::listener::{bind, web};
@@ -134,6 +135,18 @@ pub async fn run(start: Start, config: Config) -> Result<()> {
 
     supervisor.spawn("intake", intake_task);
     supervisor.spawn("clock", watch::run(clock, spool.clone(), stop.clone()));
+    // Full: it holds the one keeper.
+    let (keeper_back, keeper) = oneshot::channel();
+    match ledger::Key::load_or_make(&state) {
+        Ok(key) => {
+            let keeper = Keeper::new(gateway.live.gateway(), key, spool.clone(), intake.clone(), clock);
+            let config = gateway.clone();
+            let interval = move || config.config().ledger.interval.0;
+            supervisor.spawn("ledger", keeper.run(interval, stop.clone(), keeper_back));
+        }
+        // What is measured is worth more than its proof.
+        Err(error) => error!("no manifests will be signed: {error}"),
+    }
     supervisor.spawn("readings", flows::take_readings(gateway.clone(), events, stop.clone()));
     supervisor.spawn("ingress", flows::take_ingress(gateway.clone(), ingress, stop.clone()));
     supervisor.spawn("MQTT commands", flows::take_mqtt_commands(gateway.clone(), stop.clone()).await);
@@ -171,6 +184,9 @@ pub async fn run(start: Start, config: Config) -> Result<()> {
     sampler.stop().await;
     live.gateway_state(false);
     supervisor.stop(STOP_TASKS).await;
+    if let Ok(keeper) = keeper.await {
+        keeper.finish(STOP_LEDGER).await;
+    }
     farewell.cancel();
     let _ = tokio::time::timeout(STOP_LISTENERS, async {
         let _ = broker_finished.await;
@@ -330,4 +346,5 @@ const COMMANDS: usize = 64;
 const TAIL: usize = 1024;
 const STATUS_INTERVAL: Duration = Duration::from_secs(5);
 const STOP_TASKS: Duration = Duration::from_millis(1500);
+const STOP_LEDGER: Duration = Duration::from_millis(800);
 const STOP_LISTENERS: Duration = Duration::from_millis(800);

@@ -20,7 +20,7 @@ use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 use self::document::{Diagnostic, Sources, read, settings};
-use self::quantity::{DailySize, SecretSource, Size};
+use self::quantity::{DailySize, LedgerInterval, SecretSource, Size};
 use self::sections::Section;
 use crate::reading::is_name;
 use crate::sampler::DeviceConfig;
@@ -42,6 +42,8 @@ pub struct Config {
     pub home_assistant: HomeAssistant,
     /// `[spool]`
     pub spool: Spool,
+    /// `[ledger]`
+    pub ledger: Ledger,
     /// `[users]`: who may use MQTT and the page, by name, with the place of the password.
     pub users: BTreeMap<String, SecretSource>,
     /// `[[device]]`
@@ -118,6 +120,14 @@ pub struct Spool {
     pub when_full: WhenFull,
     /// How long what every uplink has is kept for history.
     pub retain: Period,
+}
+
+/// `[ledger]`
+#[derive(Debug, Clone, PartialEq, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Ledger {
+    /// How often the gateway signs what it gave out, so that whoever stores it can verify that: `"15m"`, or `"off"`.
+    pub interval: LedgerInterval,
 }
 
 impl Default for Gateway {
@@ -293,6 +303,7 @@ fn assemble(root: &mut DeTable<'_>, diagnostics: &mut Vec<Diagnostic>) -> Config
         http: section(root, "http", diagnostics),
         home_assistant: section(root, "home_assistant", diagnostics),
         spool: section(root, "spool", diagnostics),
+        ledger: section(root, "ledger", diagnostics),
         users: section(root, "users", diagnostics),
         devices: items::devices(root, diagnostics),
         uplinks: items::uplinks(root, diagnostics),
@@ -310,7 +321,7 @@ fn assemble(root: &mut DeTable<'_>, diagnostics: &mut Vec<Diagnostic>) -> Config
         }
     }
     for key in root.keys() {
-        let known = "gateway, mqtt, coap, http, home_assistant, spool, users, device, uplink";
+        let known = "gateway, mqtt, coap, http, home_assistant, spool, ledger, users, device, uplink";
         diagnostics.push(Diagnostic::at(
             key.span(),
             format!("unknown section `{key}`, expected one of {known}", key = key.get_ref()),

@@ -160,7 +160,7 @@ pub fn rfc3339_ns(unix_ns: i64) -> Option<String> {
 
 /// A record needs a value (RFC 8428 §4.4): where there is none, its place is taken by words about the quality, under
 /// a name of their own so that nobody takes them for a value.
-fn quality_name(name: &str, is_without_value: bool) -> std::borrow::Cow<'_, str> {
+pub fn quality_name(name: &str, is_without_value: bool) -> std::borrow::Cow<'_, str> {
     if is_without_value { format!("{name}/quality").into() } else { name.into() }
 }
 

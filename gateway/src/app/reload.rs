@@ -85,6 +85,9 @@ async fn try_reload(
     if new.spool != old.spool {
         changes.push("spool".into());
     }
+    if new.ledger != old.ledger {
+        changes.push("ledger".into());
+    }
     let running = gateway.uplinks();
     for added in new.uplinks.iter().filter(|uplink| !running.iter().any(|handle| handle.config == **uplink)) {
         start_uplink(gateway, added.clone(), supervisor);

@@ -3,7 +3,9 @@
 
 use std::fmt;
 use std::path::PathBuf;
+use std::time::Duration;
 
+use drivers::Period;
 use serde::{Deserialize, Deserializer, de};
 
 /// A number of bytes: a number and one of `B kB MB GB KiB MiB GiB`.
@@ -17,6 +19,10 @@ pub struct DailySize(pub u64);
 /// Bytes per second: a [`Size`] and `/s`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ByteRate(pub u64);
+
+/// How often something is signed, or never: a length of time, or `off`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LedgerInterval(pub Option<Duration>);
 
 /// Where a secret is read from when it is needed. Holds the place, never the secret.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -102,6 +108,24 @@ impl<'de> Deserialize<'de> for ByteRate {
         rate.filter(|rate| *rate > 0)
             .map(Self)
             .ok_or_else(|| de::Error::custom(format!("not a rate: \"{text}\", expected one like \"50kB/s\"")))
+    }
+}
+
+impl Default for LedgerInterval {
+    fn default() -> Self {
+        Self(Some(Duration::from_secs(15 * 60)))
+    }
+}
+
+impl<'de> Deserialize<'de> for LedgerInterval {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        if text == "off" {
+            return Ok(Self(None));
+        }
+        let period =
+            Period::try_from(text).map_err(|error| de::Error::custom(format!("{error}, or `off`")))?;
+        Ok(Self(Some(period.0)))
     }
 }
 
@@ -195,6 +219,17 @@ mod tests {
             (daily("300MB/day"), daily("1 GB /day"), daily("300MB")),
             (Some(300_000_000), Some(1_000_000_000), None)
         );
+    }
+
+    #[test]
+    fn an_interval_is_a_length_of_time_or_off() {
+        let interval = |text: &str| {
+            LedgerInterval::deserialize(de::value::StrDeserializer::<de::value::Error>::new(text))
+                .map_err(|error| error.to_string())
+        };
+        assert_eq!(interval("off"), Ok(LedgerInterval(None)));
+        assert_eq!(interval("1h"), Ok(LedgerInterval(Some(Duration::from_secs(3600)))));
+        assert!(interval("never").unwrap_err().ends_with("or `off`"));
     }
 
     #[test]

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::document::Diagnostic;
 use super::quantity::SecretSource;
-use super::{Coap, Gateway, HomeAssistant, Http, Mqtt, Spool, bad_name, is_loopback};
+use super::{Coap, Gateway, HomeAssistant, Http, Ledger, Mqtt, Spool, bad_name, is_loopback};
 use crate::reading::is_name;
 
 /// A table whose values are also looked at together.
@@ -70,6 +70,16 @@ impl Section for Spool {
         }
         if !(Duration::from_millis(10)..=Duration::from_secs(60)).contains(&self.rpo.0) {
             diagnostics.push(Diagnostic::at(place("rpo"), "rpo out of range: 10ms to 60s"));
+        }
+    }
+}
+
+impl Section for Ledger {
+    fn check(&self, place: &dyn Fn(&str) -> Range<usize>, diagnostics: &mut Vec<Diagnostic>) {
+        let allowed = Duration::from_secs(1)..=Duration::from_secs(24 * 3600);
+        if self.interval.0.is_some_and(|interval| !allowed.contains(&interval)) {
+            diagnostics
+                .push(Diagnostic::at(place("interval"), "interval out of range: 1s to 24h, or \"off\""));
         }
     }
 }

@@ -1,12 +1,16 @@
 //! The ledger: the gateway signs now and then what it gave out, and anybody can say of what a consumer stored whether
 //! it is complete, and if not, what is missing, doubled or altered. `gateway/LEDGER.md` describes the format.
 
+mod entry;
+mod keeper;
 mod key;
 mod line;
 mod manifest;
 mod received;
 mod verify;
 
+pub use keeper::Keeper;
+pub use key::Key;
 pub use received::{Tally, read};
 pub use verify::{Book, Findings, Verdict};
 

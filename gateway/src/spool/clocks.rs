@@ -30,7 +30,7 @@ struct Best {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Offset {
     /// Wall time minus monotonic time.
-    pub(super) offset_ns: i64,
+    pub(super) ns: i64,
     pub(super) error_ns: Option<u64>,
     pub(super) quality: WallQuality,
 }
@@ -45,7 +45,7 @@ impl Clocks {
         while let Some(row) = rows.next()? {
             self.newest = row.get(0)?;
             let offset = Offset {
-                offset_ns: row.get(3)?,
+                ns: row.get(3)?,
                 error_ns: row.get::<_, Option<i64>>(4)?.and_then(|ns| u64::try_from(ns).ok()),
                 quality: WallQuality::from_u8(row.get(5)?),
             };
@@ -55,6 +55,10 @@ impl Clocks {
     }
 
     fn add(&mut self, boot: i64, mono: i64, offset: Offset) {
+        // What is no better than a battery-backed clock corrects nothing.
+        if offset.quality < WallQuality::Ntp {
+            return;
+        }
         let best =
             self.boots.entry(boot).or_insert_with(|| Best { quality: offset.quality, records: Vec::new() });
         if offset.quality > best.quality {
@@ -72,15 +76,21 @@ impl Clocks {
         if quality >= WallQuality::Ntp {
             return None;
         }
-        let best = self.boots.get(&boot).filter(|best| best.quality > quality)?;
+        let best = self.boots.get(&boot)?;
         let behind = best.records.partition_point(|(other, _)| *other <= mono);
         let (_, offset) = best.records.get(behind.saturating_sub(1))?;
-        Some((mono.saturating_add(offset.offset_ns), *offset))
+        Some((mono.saturating_add(offset.ns), *offset))
     }
 
-    /// Whether rows of that boot and quality are corrected.
-    pub(super) fn is_corrected(&self, boot: i64, quality: WallQuality) -> bool {
-        quality < WallQuality::Ntp && self.boots.get(&boot).is_some_and(|best| best.quality > quality)
+    /// Whether that boot's clock was synchronised at some time.
+    pub(super) fn is_known(&self, boot: i64) -> bool {
+        self.boots.contains_key(&boot)
+    }
+
+    /// The smallest and the largest that is added to that boot's monotonic time.
+    pub(super) fn offsets(&self, boot: i64) -> Option<(i64, i64)> {
+        let offsets = self.boots.get(&boot)?.records.iter().map(|(_, offset)| offset.ns);
+        Some((offsets.clone().min()?, offsets.max()?))
     }
 }
 
@@ -104,7 +114,7 @@ mod tests {
     #[test]
     fn the_last_record_before_a_row_corrects_it_else_the_first() {
         let mut clocks = Clocks::default();
-        let offset = |offset_ns, quality| Offset { offset_ns, error_ns: Some(5), quality };
+        let offset = |ns, quality| Offset { ns, error_ns: Some(5), quality };
         clocks.add(1, 100, offset(1_000, WallQuality::Rtc));
         clocks.add(1, 500, offset(5_000, WallQuality::Ntp));
         clocks.add(1, 200, offset(2_000, WallQuality::Ntp));

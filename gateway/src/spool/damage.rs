@@ -83,19 +83,22 @@ impl Ballast {
         Self { path: directory.join("ballast") }
     }
 
-    /// Takes the room again once there is plenty. A spool smaller than four times the ballast does without.
-    pub(super) fn fill(&mut self, max_size: u64) {
+    /// Takes the room again once there is plenty; whether it is held now. A spool smaller than four times the ballast
+    /// does without.
+    pub(super) fn fill(&mut self, max_size: u64) -> bool {
         if max_size < 4 * Self::SIZE || self.path.exists() {
-            return;
+            return true;
         }
         let fill = || {
             let file = File::create(&self.path)?;
             // Real blocks: a sparse file would hold nothing back.
             allocate(&file, Self::SIZE)
         };
-        if fill().is_err() {
+        let is_filled = fill().is_ok();
+        if !is_filled {
             let _ = fs::remove_file(&self.path);
         }
+        is_filled
     }
 
     /// Gives the room free; whether there was any.

@@ -380,11 +380,7 @@ pub(super) fn wall_columns(stamp: &Stamp) -> (i64, i64) {
 }
 
 pub(super) fn stamp(boot: BootId, monotonic_ns: i64, unix_ns: i64, quality: i64) -> Stamp {
-    let wall = (quality > 0).then(|| Wall {
-        unix_ns,
-        error_ns: None,
-        quality: WallQuality::from_u8(u8::try_from(quality - 1).unwrap_or_default()),
-    });
+    let wall = (quality > 0).then(|| Wall { unix_ns, error_ns: None, quality: quality_of(quality) });
     Stamp { boot, monotonic_ns: monotonic_ns as u64, wall }
 }
 
@@ -461,6 +457,7 @@ mod boot_text {
 }
 
 /// [`WallQuality`] as its word.
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde hands fields over by reference")]
 mod quality_text {
     use serde::{Deserialize, Deserializer, Serializer, de};
 
@@ -479,8 +476,31 @@ mod quality_text {
     }
 }
 
+/// A row's clock column as a quality; 0 stands for unknown.
+pub(super) fn quality_of(clock: i64) -> WallQuality {
+    WallQuality::from_u8(u8::try_from(clock - 1).unwrap_or_default())
+}
+
+/// Whether a row's clock column says less than that the clock was synchronised.
+pub(super) fn is_unsynchronised(clock: i64) -> bool {
+    clock <= WallQuality::Ntp as i64
+}
+
+/// What a row of one of [`SUMMED_KINDS`] adds to a summary.
+pub(super) fn summed(value: ValueRef<'_>) -> Option<Aggregate> {
+    let value = match value {
+        ValueRef::Real(number) => number,
+        ValueRef::Integer(number) => number as f64,
+        ValueRef::Blob(blob) => return Aggregate::parse(blob),
+        _ => return None,
+    };
+    value.is_finite().then(|| Aggregate::of(value))
+}
+
 /// Kinds whose value is a number that history can average.
 pub(super) const NUMERIC_KINDS: &str = "1, 2, 3";
+/// The same, and summaries of such rows.
+pub(super) const SUMMED_KINDS: &str = "1, 2, 3, 6";
 /// Kinds that the class alarm is made of.
 pub(super) const ALARM_KINDS: &str = "9, 10, 11, 12, 13";
 

@@ -18,6 +18,8 @@ mod commands;
 mod crash;
 mod damage;
 mod entry;
+mod history;
+mod pace;
 mod progress;
 mod reader;
 mod retention;
@@ -26,6 +28,8 @@ mod schema;
 mod store;
 #[cfg(test)]
 mod tests;
+mod thin;
+mod wear;
 #[cfg(test)]
 mod world;
 mod writer;
@@ -43,9 +47,12 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 pub use commands::{Begun, CommandRow};
 pub use damage::Damage;
+#[cfg(test)]
+pub use entry::StoredChannel;
 pub use entry::{Body, Class, ClockRecord, Entry, Gap, GapReason, Stored};
+pub use history::{Bucket, HistoryQuery};
+pub use pace::daily_bytes;
 pub use progress::{Hole, Progress};
-pub use reader::{Bucket, HistoryQuery};
 pub use store::{Stats, StoreError};
 
 use crate::clock::Clock;
@@ -114,6 +121,7 @@ pub struct Committed {
 pub struct Spool {
     writer: mpsc::Sender<writer::Job>,
     reader: mpsc::Sender<reader::Job>,
+    historian: mpsc::Sender<reader::Job>,
     committed: watch::Receiver<Committed>,
     stats: Arc<Mutex<Stats>>,
     clock: Clock,
@@ -150,7 +158,7 @@ impl Spool {
         let stats = Arc::new(Mutex::new(store.stats()));
         let (writer, writer_jobs) = mpsc::channel(WRITER_QUEUE);
         let (reader, reader_jobs) = mpsc::channel(READER_QUEUE);
-        let reader_path = store_path(directory);
+        let (historian, historian_jobs) = mpsc::channel(READER_QUEUE);
         let writer_thread = {
             let stats = stats.clone();
             spawn("spool-writer", move || {
@@ -158,9 +166,13 @@ impl Spool {
                 drop(lock);
             })
         };
-        let reader_thread = spawn("spool-reader", move || reader::run(&reader_path, reader_jobs));
-        let threads = Arc::new(Mutex::new(vec![writer_thread?, reader_thread?]));
-        Ok((Self { writer, reader, committed, stats, clock, threads }, damage))
+        // Two of them: a chart of a year keeps no uplink waiting.
+        let path = store_path(directory);
+        let reader_thread = spawn("spool-reader", move || reader::run(&path, reader_jobs));
+        let path = store_path(directory);
+        let historian_thread = spawn("spool-history", move || reader::run(&path, historian_jobs));
+        let threads = Arc::new(Mutex::new(vec![writer_thread?, reader_thread?, historian_thread?]));
+        Ok((Self { writer, reader, historian, committed, stats, clock, threads }, damage))
     }
 
     /// Appends entries and returns their places after the commit that holds them.
@@ -284,17 +296,17 @@ impl Spool {
         limit: usize,
     ) -> Result<Vec<Stored>, SpoolError> {
         let range = reader::Range { after, until, limit };
-        self.ask(|reply| reader::Job::Range { class, range, reply }).await
+        ask(&self.reader, |reply| reader::Job::Range { class, range, reply }).await
     }
 
     /// Up to `limit` entries of both classes behind `after`, in order. Empty when there are none.
     pub async fn read_after(&self, after: Seq, limit: usize) -> Result<Vec<Stored>, SpoolError> {
-        self.ask(|reply| reader::Job::After { after, limit, reply }).await
+        ask(&self.historian, |reply| reader::Job::After { after, limit, reply }).await
     }
 
     /// Minimum, mean and maximum of one channel, a bucket a step; empty steps are absent.
     pub async fn history(&self, query: HistoryQuery) -> Result<Vec<Bucket>, SpoolError> {
-        self.ask(|reply| reader::Job::History { query, reply }).await
+        ask(&self.historian, |reply| reader::Job::History { query, reply }).await
     }
 
     /// What is safe; changes with every commit.
@@ -314,6 +326,7 @@ impl Spool {
             let _ = closed.await;
         }
         let _ = self.reader.send(reader::Job::Close).await;
+        let _ = self.historian.send(reader::Job::Close).await;
         let threads = std::mem::take(&mut *self.threads.lock().unwrap_or_else(PoisonError::into_inner));
         let _ = tokio::task::spawn_blocking(move || {
             for thread in threads {
@@ -340,15 +353,6 @@ impl Spool {
         self.send(job(reply)).await?;
         answer.await.map_err(|_| SpoolError::Closed)?.map_err(SpoolError::Unreadable)
     }
-
-    async fn ask<T>(
-        &self,
-        job: impl FnOnce(oneshot::Sender<Result<T, String>>) -> reader::Job,
-    ) -> Result<T, SpoolError> {
-        let (reply, answer) = oneshot::channel();
-        self.reader.send(job(reply)).await.map_err(|_| SpoolError::Closed)?;
-        answer.await.map_err(|_| SpoolError::Closed)?.map_err(SpoolError::Unreadable)
-    }
 }
 
 /// The spool of a gateway that is not running, for reading only.
@@ -367,6 +371,15 @@ impl Offline {
     pub fn read_after(&mut self, after: Seq, limit: usize) -> Result<Vec<Stored>, StoreError> {
         self.0.after(after, limit)
     }
+}
+
+async fn ask<T>(
+    reader: &mpsc::Sender<reader::Job>,
+    job: impl FnOnce(oneshot::Sender<Result<T, String>>) -> reader::Job,
+) -> Result<T, SpoolError> {
+    let (reply, answer) = oneshot::channel();
+    reader.send(job(reply)).await.map_err(|_| SpoolError::Closed)?;
+    answer.await.map_err(|_| SpoolError::Closed)?.map_err(SpoolError::Unreadable)
 }
 
 /// The database's file in a state directory.

@@ -12,7 +12,8 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::Seq;
 use super::clocks::Clocks;
-use super::entry::{self, Class, NUMERIC_KINDS, Stored, StoredChannel};
+use super::entry::{self, Class, Stored, StoredChannel};
+use super::history::{Bucket, HistoryQuery};
 use super::store::{StoreError, damaged};
 use crate::clock::{BootId, Wall, WallQuality};
 
@@ -30,34 +31,6 @@ pub(super) struct Range {
     pub(super) after: Seq,
     pub(super) until: Seq,
     pub(super) limit: usize,
-}
-
-/// A window of one channel's past.
-#[derive(Debug, Clone, PartialEq)]
-pub struct HistoryQuery {
-    /// `device/channel`.
-    pub channel: String,
-    /// From when on, in nanoseconds since 1970.
-    pub from_ns: i64,
-    /// Up to when, excluded.
-    pub to_ns: i64,
-    /// The length of a bucket in nanoseconds; from a minute on, buckets are whole minutes.
-    pub step_ns: i64,
-}
-
-/// What one channel did within one step.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Bucket {
-    /// The step's beginning, in nanoseconds since 1970.
-    pub start_ns: i64,
-    /// How many values.
-    pub n: u64,
-    /// The smallest.
-    pub min: f64,
-    /// Their mean.
-    pub mean: f64,
-    /// The largest.
-    pub max: f64,
 }
 
 /// Serves jobs until told to close. Reopens when the database was replaced.
@@ -100,12 +73,12 @@ pub(super) fn run(path: &Path, mut jobs: mpsc::Receiver<Job>) {
 
 /// A read-only connection and the names it has learnt.
 pub(super) struct Reader {
-    db: Connection,
+    pub(super) db: Connection,
     path: PathBuf,
     inode: u64,
     channels: HashMap<i64, Arc<StoredChannel>>,
     boots: HashMap<i64, BootId>,
-    clocks: Clocks,
+    pub(super) clocks: Clocks,
 }
 
 impl Reader {
@@ -175,72 +148,8 @@ impl Reader {
         Ok(entries)
     }
 
-    /// Buckets of one channel, oldest first.
-    pub(super) fn history(&mut self, query: &HistoryQuery) -> Result<Vec<Bucket>, StoreError> {
-        let tx = self.db.unchecked_transaction()?;
-        let channel: Option<i64> = tx
-            .prepare_cached("SELECT id FROM channel WHERE name = ?")?
-            .query_map([&query.channel], |row| row.get(0))?
-            .next()
-            .transpose()?;
-        let Some(channel) = channel else { return Ok(Vec::new()) };
-        let mut buckets: HashMap<i64, Bucket> = HashMap::new();
-        let step = query.step_ns.max(1);
-        // From a minute on the minutes' own summaries answer, of the newest two minutes the rows themselves: the open
-        // minute has no summary yet.
-        let raw_from = if step >= MINUTE_NS {
-            let closed = query.to_ns.min(newest_minute(&tx)? * MINUTE_NS);
-            let mut rows = tx.prepare_cached(
-                "SELECT minute, n, min, sum, max FROM rollup WHERE channel = ? AND minute >= ? AND minute < ?",
-            )?;
-            let mut rows =
-                rows.query(params![channel, query.from_ns / MINUTE_NS, closed.div_euclid(MINUTE_NS)])?;
-            while let Some(row) = rows.next()? {
-                let at = row.get::<_, i64>(0)? * MINUTE_NS;
-                add(
-                    &mut buckets,
-                    at.div_euclid(step) * step,
-                    row.get::<_, i64>(1)? as u64,
-                    row.get(2)?,
-                    row.get(3)?,
-                    row.get(4)?,
-                );
-            }
-            query.from_ns.max(closed)
-        } else {
-            query.from_ns
-        };
-        if raw_from < query.to_ns {
-            for Part { id, .. } in partitions(&tx)? {
-                let mut rows = tx.prepare_cached(&format!(
-                    "SELECT wall / ?1, count(*), min(value), sum(value), max(value) FROM r_{id} \
-                     WHERE channel = ?2 AND wall >= ?3 AND wall < ?4 AND kind IN ({NUMERIC_KINDS}) \
-                     AND value IS NOT NULL GROUP BY 1"
-                ))?;
-                let mut rows = rows.query(params![step, channel, raw_from, query.to_ns])?;
-                while let Some(row) = rows.next()? {
-                    let at = row.get::<_, i64>(0)? * step;
-                    add(
-                        &mut buckets,
-                        at,
-                        row.get::<_, i64>(1)? as u64,
-                        row.get(2)?,
-                        row.get(3)?,
-                        row.get(4)?,
-                    );
-                }
-            }
-        }
-        let mut buckets: Vec<Bucket> = buckets.into_values().collect();
-        buckets.sort_by_key(|bucket| bucket.start_ns);
-        for bucket in &mut buckets {
-            bucket.mean /= bucket.n as f64;
-        }
-        Ok(buckets)
-    }
-
     /// Learns the channels and boots that have come since.
-    fn learn(&mut self) -> Result<(), StoreError> {
+    pub(super) fn learn(&mut self) -> Result<(), StoreError> {
         let known = self.channels.keys().max().copied().unwrap_or_default();
         let mut rows = self.db.prepare_cached("SELECT id, name, unit FROM channel WHERE id > ?")?;
         let mut rows = rows.query([known])?;
@@ -285,36 +194,18 @@ fn stored(
 
 /// A partition as a reader sees it.
 #[derive(Debug, Clone, Copy)]
-struct Part {
-    id: i64,
-    first: i64,
+pub(super) struct Part {
+    pub(super) id: i64,
+    pub(super) first: i64,
     /// The first place of the next one.
-    end: Option<i64>,
+    pub(super) end: Option<i64>,
 }
 
-fn partitions(db: &Connection) -> Result<Vec<Part>, rusqlite::Error> {
+pub(super) fn partitions(db: &Connection) -> Result<Vec<Part>, rusqlite::Error> {
     db.prepare_cached("SELECT id, first, lead(first) OVER (ORDER BY id) FROM part ORDER BY id")?
         .query_map([], |row| Ok(Part { id: row.get(0)?, first: row.get(1)?, end: row.get(2)? }))?
         .collect()
 }
 
-/// The newest minute with a summary; it may still be added to.
-fn newest_minute(db: &Connection) -> Result<i64, rusqlite::Error> {
-    db.prepare_cached("SELECT coalesce(max(minute), 0) FROM rollup")?.query_row([], |row| row.get(0))
-}
-
-fn add(buckets: &mut HashMap<i64, Bucket>, start_ns: i64, n: u64, min: f64, sum: f64, max: f64) {
-    buckets
-        .entry(start_ns)
-        .and_modify(|bucket| {
-            bucket.n += n;
-            bucket.min = bucket.min.min(min);
-            bucket.mean += sum;
-            bucket.max = bucket.max.max(max);
-        })
-        .or_insert(Bucket { start_ns, n, min, mean: sum, max });
-}
-
-const MINUTE_NS: i64 = 60_000_000_000;
 /// SQLite's keys end here.
 const LAST: Seq = Seq(i64::MAX as u64);

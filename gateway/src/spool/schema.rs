@@ -4,13 +4,14 @@
 //! |---|---|
 //! | `meta` | the epoch and the first place |
 //! | `boot`, `channel` | names behind the numbers in rows |
-//! | `part` | the partitions of telemetry, each a table `r_<id>`; how far one is thinned out and how many rows that cost |
+//! | `part` | the partitions of telemetry, each a table `r_<id>` and how far it is thinned out |
 //! | `alarm` | the class alarm, in the same places as telemetry |
 //! | `progress`, `state` | what each uplink's peer has, and the blob of its protocol |
 //! | `clock` | what was learnt of each boot's clock |
 //! | `gap` | losses, for the page |
 //! | `span` | stretches of rows with the bounds of their times |
 //! | `rollup` | minimum, maximum, sum and number per channel and minute |
+//! | `guess` | the same of boots whose clock was never set |
 //! | `command` | ids of commands and their outcomes |
 //! | `blob` | what others keep here: small, by name |
 
@@ -20,6 +21,7 @@ use rusqlite::Connection;
 
 use super::Seq;
 use super::entry::{ALARM_KINDS, NUMERIC_KINDS};
+use super::rollup::MINUTE_NS;
 use super::store::StoreError;
 
 /// The format of the schema; a store with a higher one is refused.
@@ -69,8 +71,8 @@ pub(super) fn migrate(db: &Connection, format: i64) -> Result<(), StoreError> {
     tx.execute_batch(
         "INSERT INTO progress (uplink, alarm, live, holes) SELECT uplink, acked, acked, '[]' FROM cursor;
          DROP TABLE cursor;
-         INSERT INTO rollup (channel, minute, boot, n, min, max, sum)
-             SELECT channel, minute, 0, n, min, max, sum FROM rollup_1;
+         INSERT INTO rollup (channel, minute, n, min, max, sum)
+             SELECT channel, minute, n, min, max, sum FROM rollup_1;
          DROP TABLE rollup_1;",
     )?;
     let parts: Vec<i64> = tx
@@ -89,8 +91,8 @@ pub(super) fn migrate(db: &Connection, format: i64) -> Result<(), StoreError> {
         if at + 2 >= parts.len() {
             tx.execute(
                 &format!(
-                    "INSERT INTO rollup (channel, minute, boot, n, min, max, sum) \
-                     SELECT channel, wall / {MINUTE_NS}, 0, count(*), min(value), max(value), sum(value) \
+                    "INSERT INTO rollup (channel, minute, n, min, max, sum) \
+                     SELECT channel, wall / {MINUTE_NS}, count(*), min(value), max(value), sum(value) \
                      FROM r_{id} WHERE kind IN ({NUMERIC_KINDS}) AND value IS NOT NULL AND wall >= ?1 \
                      AND wall >= {MINUTE_NS} GROUP BY channel, wall / {MINUTE_NS} \
                      ON CONFLICT DO UPDATE SET n = n + excluded.n, min = min(min, excluded.min), \
@@ -114,7 +116,6 @@ pub(super) fn migrate(db: &Connection, format: i64) -> Result<(), StoreError> {
 fn create_since_2(db: &Connection) -> Result<(), StoreError> {
     db.execute_batch(
         "ALTER TABLE part ADD COLUMN thinned_to INTEGER NOT NULL DEFAULT 0;
-         ALTER TABLE part ADD COLUMN thinned INTEGER NOT NULL DEFAULT 0;
          CREATE TABLE progress (uplink TEXT PRIMARY KEY, alarm INTEGER NOT NULL, live INTEGER NOT NULL,
                                 holes TEXT NOT NULL) WITHOUT ROWID;
          CREATE TABLE state (uplink TEXT PRIMARY KEY, state BLOB NOT NULL);
@@ -123,13 +124,13 @@ fn create_since_2(db: &Connection) -> Result<(), StoreError> {
          CREATE TABLE span (first INTEGER PRIMARY KEY, last INTEGER NOT NULL, boot INTEGER NOT NULL,
                             mono_from INTEGER NOT NULL, mono_to INTEGER NOT NULL, wall_from INTEGER NOT NULL,
                             wall_to INTEGER NOT NULL, clock INTEGER NOT NULL, rolled INTEGER NOT NULL);
-         CREATE TABLE rollup (channel INTEGER, minute INTEGER, boot INTEGER, n INTEGER, min REAL, max REAL,
-                              sum REAL, PRIMARY KEY (channel, minute, boot)) WITHOUT ROWID;
+         CREATE TABLE rollup (channel INTEGER, minute INTEGER, n INTEGER, min REAL, max REAL, sum REAL,
+                              PRIMARY KEY (channel, minute)) WITHOUT ROWID;
+         CREATE TABLE guess (boot INTEGER, channel INTEGER, minute INTEGER, n INTEGER, min REAL, max REAL,
+                             sum REAL, PRIMARY KEY (boot, channel, minute)) WITHOUT ROWID;
          CREATE TABLE command (n INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE,
                                received INTEGER NOT NULL, expires INTEGER, outcome TEXT);
          CREATE TABLE blob (key TEXT PRIMARY KEY, value BLOB NOT NULL);",
     )?;
     create_rows(db, "alarm")
 }
-
-const MINUTE_NS: i64 = 60_000_000_000;

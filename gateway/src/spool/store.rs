@@ -3,7 +3,9 @@
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
+use log::warn;
 use rusqlite::config::DbConfig;
 use rusqlite::{Connection, ErrorCode, OptionalExtension as _, params};
 
@@ -12,10 +14,10 @@ use super::commands::{Begun, CommandStep};
 use super::entry::{Class, ClockRecord, Entry, Gap, wall_columns};
 use super::progress::Progress;
 use super::retention::{Tended, Tending};
-use super::rollup::Minutes;
+use super::rollup::{Point, Rollup, Settled};
 use super::schema::{self, FORMAT};
-use super::{Committed, Options, Seq, store_path};
-use crate::clock::{BootId, Clock};
+use super::{Committed, Options, Seq, store_path, wear};
+use crate::clock::{BootId, Clock, WallQuality};
 
 /// How the spool stands.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -40,6 +42,18 @@ pub struct Stats {
     pub appended: u64,
     /// Why writing fails at the moment.
     pub refusing: Option<String>,
+    /// The class alarm's bytes, about.
+    pub alarm_bytes: u64,
+    /// How long telemetry waits for its commit at the moment: what a power cut would cost.
+    pub interval: Duration,
+    /// Bytes that may be written a day.
+    pub wear_budget: u64,
+    /// Bytes that the spool has written today (UTC), over restarts.
+    pub written_today: u64,
+    /// What a commit costs, a moving mean.
+    pub bytes_per_commit: u64,
+    /// Whether the budget is used up although commits are as rare as they may be.
+    pub is_over_budget: bool,
 }
 
 /// Why the store could not be opened or used.
@@ -60,6 +74,9 @@ pub enum StoreError {
     /// SQLite.
     #[error("{0}")]
     Sqlite(#[from] rusqlite::Error),
+    /// The size is reached, and nothing may be dropped.
+    #[error("the spool has reached its size, and nothing of it may be dropped (when_full = \"refuse\")")]
+    Quota,
     /// A store of a newer version.
     #[error("the spool has format {0}, this version knows {FORMAT}: it was written by a newer tidegate")]
     Newer(i64),
@@ -105,7 +122,7 @@ pub(super) struct Store {
     channels: HashMap<String, i64>,
     progress: Arc<HashMap<String, Progress>>,
     clocks: Clocks,
-    minutes: Minutes,
+    rollup: Rollup,
     gaps: Vec<(i64, Gap)>,
     commits: u64,
     appended: u64,
@@ -120,6 +137,8 @@ pub(super) struct Partition {
     pub(super) first: Seq,
     pub(super) weight: u64,
     pub(super) oldest_ns: i64,
+    /// Up to here its readings are minute means.
+    pub(super) thinned_to: Seq,
 }
 
 /// The table of the class alarm.
@@ -145,6 +164,11 @@ pub(super) struct Batch {
 }
 
 impl Batch {
+    /// Whether there is anything in it that is refused when telemetry is.
+    pub(super) fn has_telemetry(&self) -> bool {
+        self.entries.iter().any(|entry| entry.class() == Class::Telemetry)
+    }
+
     /// Whether a commit would change nothing that anybody asked for.
     pub(super) fn is_empty(&self) -> bool {
         let Self { lost: _, entries, progress, states, clocks, commands, blobs } = self;
@@ -179,6 +203,8 @@ struct Written {
     channels: Vec<(String, i64)>,
     gaps: Vec<(i64, Gap)>,
     begun: Vec<Begun>,
+    points: Vec<Point>,
+    has_taken_back: bool,
 }
 
 impl Store {
@@ -196,8 +222,9 @@ impl Store {
         // after a power cut. With the log it is FULL.
         db.pragma_update(None, "synchronous", "EXTRA")?;
         db.pragma_update(None, "journal_mode", "WAL")?;
-        db.pragma_update(None, "wal_autocheckpoint", 1000)?;
-        db.pragma_update(None, "journal_size_limit", 8 << 20)?;
+        let frames = log_frames(options.max_size);
+        db.pragma_update(None, "wal_autocheckpoint", frames as i64)?;
+        db.pragma_update(None, "journal_size_limit", log_length(frames) as i64)?;
         db.pragma_update(None, "cache_size", -1024)?;
         db.pragma_update(None, "temp_store", "MEMORY")?;
         db.set_prepared_statement_cache_capacity(64);
@@ -235,7 +262,7 @@ impl Store {
             channels: HashMap::new(),
             progress: Arc::default(),
             clocks: Clocks::default(),
-            minutes: Minutes::default(),
+            rollup: Rollup::default(),
             gaps: Vec::new(),
             commits: 0,
             appended: 0,
@@ -243,7 +270,7 @@ impl Store {
         };
         store.limit_pages()?;
         store.load()?;
-        store.minutes = Minutes::rebuild(&store.db, &store.partitions)?;
+        store.rollup = Rollup::open(&store.db, boot, &store.partitions)?;
         Ok(store)
     }
 
@@ -256,6 +283,16 @@ impl Store {
         self.db.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
         self.db = Connection::open_in_memory()?;
         Ok(())
+    }
+
+    /// Whether telemetry is refused at the moment.
+    pub(super) fn is_refusing(&self) -> bool {
+        self.tending.is_refusing
+    }
+
+    /// Commits since it was opened.
+    pub(super) fn commits(&self) -> u64 {
+        self.commits
     }
 
     pub(super) fn last_seq(&self) -> Seq {
@@ -312,40 +349,40 @@ impl Store {
     /// Writes a batch in one transaction, everything or nothing, with what has to make room for it and the losses
     /// that this makes.
     pub(super) fn commit(&mut self, batch: &Batch) -> Result<Done, StoreError> {
-        let mut minutes = std::mem::take(&mut self.minutes);
-        let written = self.write(batch, &mut minutes);
-        match written {
-            Ok((tended, written)) => {
-                self.minutes = minutes;
-                let first = Seq(self.last.0 + (tended.gaps.len() + batch.lost.len()) as u64 + 1);
-                if !batch.progress.is_empty() {
-                    let told =
-                        batch.progress.iter().map(|(uplink, progress)| (uplink.clone(), progress.clone()));
-                    Arc::make_mut(&mut self.progress).extend(told);
-                }
-                let (dropped, begun) = self.take_over(tended, written);
-                Ok(Done { first, dropped, begun })
-            }
-            Err(error) => {
-                // What was added to the open minute is made again from what the tables truly hold.
-                self.minutes = Minutes::rebuild(&self.db, &self.partitions)?;
-                Err(error)
-            }
+        let (tended, settled, written) = self.write(batch)?;
+        let first = Seq(self.last.0 + (tended.gaps.len() + batch.lost.len()) as u64 + 1);
+        if !batch.progress.is_empty() {
+            let told = batch.progress.iter().map(|(uplink, progress)| (uplink.clone(), progress.clone()));
+            Arc::make_mut(&mut self.progress).extend(told);
         }
+        self.rollup.done(settled);
+        self.rollup.add(&self.clocks, &written.points);
+        let has_taken_back = written.has_taken_back;
+        let (dropped, begun) = self.take_over(tended, written);
+        if !batch.clocks.is_empty()
+            && let Err(error) = self.learn_clocks(has_taken_back)
+        {
+            // The batch is safe all the same; what could not be read back is damage that the next commit meets.
+            warn!("what was learnt of the clock cannot be read back: {error}");
+        }
+        Ok(Done { first, dropped, begun })
     }
 
-    /// The transaction of [`Store::commit`]: nothing in memory changes but the open minute.
-    fn write(&self, batch: &Batch, minutes: &mut Minutes) -> Result<(Tended, Written), StoreError> {
+    /// The transaction of [`Store::commit`]; nothing in memory changes.
+    fn write(&self, batch: &Batch) -> Result<(Tended, Settled, Written), StoreError> {
         let tx = self.db.unchecked_transaction()?;
         let tended = self.tend(&tx)?;
+        if tended.is_refusing && batch.has_telemetry() {
+            return Err(StoreError::Quota);
+        }
+        let partitions = tended.partitions.as_deref().unwrap_or(&self.partitions);
+        let settled = self.rollup.settle(&tx, &self.clocks, partitions)?;
         let stamp = self.clock.stamp();
         let gaps: Vec<Entry> =
             tended.gaps.iter().chain(&batch.lost).map(|gap| Entry::Gap { gap: gap.clone(), stamp }).collect();
-        let mut written =
-            Written { last: self.last, last_alarm: self.last_alarm, first_alarm: None, ..Written::default() };
-        let partition = tended.partitions.as_deref().unwrap_or(&self.partitions).last();
-        let partition = partition.map(|last| last.id).unwrap_or_default();
-        self.insert(&tx, partition, gaps.iter().chain(&batch.entries), minutes, &mut written)?;
+        let mut written = Written { last: self.last, last_alarm: self.last_alarm, ..Written::default() };
+        let partition = partitions.last().map(|last| last.id).unwrap_or_default();
+        self.insert(&tx, partition, gaps.iter().chain(&batch.entries), &mut written)?;
         for (uplink, progress) in &batch.progress {
             tx.prepare_cached(
                 "INSERT OR REPLACE INTO progress (uplink, alarm, live, holes) VALUES (?, ?, ?, ?)",
@@ -365,6 +402,10 @@ impl Store {
             let boot =
                 if record.boot == self.clock.boot() { self.boot } else { intern_boot(&tx, record.boot)? };
             clocks::insert(&tx, boot, *mono, record)?;
+            if record.quality >= WallQuality::Ntp && !self.clocks.is_known(boot) {
+                Rollup::take_back(&tx, boot)?;
+                written.has_taken_back = true;
+            }
         }
         for step in &batch.commands {
             written.begun.extend(step.write(&tx)?);
@@ -374,7 +415,15 @@ impl Store {
                 .execute(params![key, value])?;
         }
         tx.commit()?;
-        Ok((tended, written))
+        Ok((tended, settled, written))
+    }
+
+    fn learn_clocks(&mut self, has_taken_back: bool) -> Result<(), StoreError> {
+        self.clocks.learn(&self.db)?;
+        if has_taken_back {
+            self.rollup.start_again(&self.db)?;
+        }
+        Ok(())
     }
 
     /// Writes entries into their tables, each at the next place.
@@ -383,7 +432,6 @@ impl Store {
         tx: &Connection,
         partition: i64,
         entries: impl Iterator<Item = &'a Entry>,
-        minutes: &mut Minutes,
         written: &mut Written,
     ) -> Result<(), StoreError> {
         let columns = "(seq, kind, channel, boot, mono, wall, clock, quality, value) \
@@ -412,6 +460,11 @@ impl Store {
             let insert = match entry.class() {
                 Class::Telemetry => {
                     written.weight += entry.weight();
+                    let value = match entry {
+                        Entry::Reading(reading) => reading.value.as_ref().and_then(drivers::Value::as_f64),
+                        _ => None,
+                    };
+                    written.points.push(Point { seq, channel, mono, wall, clock, value });
                     &mut telemetry
                 }
                 Class::Alarm => {
@@ -432,14 +485,11 @@ impl Store {
                 row.quality,
                 row.value
             ])?;
-            if let Entry::Reading(reading) = entry
-                && let Some(number) = reading.value.as_ref().and_then(drivers::Value::as_f64)
-            {
-                minutes.add(tx, channel, wall, number)?;
-            }
             if let Entry::Gap { gap, .. } = entry {
                 tx.prepare_cached("INSERT INTO gap (wall, json) VALUES (?, ?)")?
                     .execute(params![wall, serde_json::to_string(gap).unwrap_or_default()])?;
+                tx.prepare_cached("DELETE FROM gap WHERE id <= ?")?
+                    .execute([tx.last_insert_rowid() - 10 * MAX_GAPS as i64])?;
                 written.gaps.push((wall, gap.clone()));
             }
         }
@@ -448,7 +498,7 @@ impl Store {
 
     /// Takes over into memory what a transaction has committed.
     fn take_over(&mut self, tended: Tended, written: Written) -> (Vec<Gap>, Vec<Begun>) {
-        self.tending.done(tended.has_looked, written.weight + written.alarm_weight);
+        self.tending.done(&tended, written.weight + written.alarm_weight, self.options.max_size);
         if let Some(partitions) = tended.partitions {
             self.partitions = partitions;
         }
@@ -470,10 +520,24 @@ impl Store {
         (tended.gaps, written.begun)
     }
 
-    /// Writes the log back into the database and shortens it: frees room on a full disk.
+    /// Writes the log back into the database and removes it: the database stands on its own then.
     pub(super) fn checkpoint(&self) -> Result<(), StoreError> {
         self.db.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()))?;
         Ok(())
+    }
+
+    /// Writes back what it can of the log, so that it is used from its beginning again instead of growing. The room
+    /// that it has is kept: on a full disk it is what lets anything be written at all.
+    pub(super) fn reuse_log(&self) -> Result<(), StoreError> {
+        self.db.query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |_| Ok(()))?;
+        Ok(())
+    }
+
+    /// Grows the log to the length that it has between checkpoints anyway.
+    pub(super) fn grow_log(&self) -> std::io::Result<()> {
+        let mut log = store_path(&self.directory).into_os_string();
+        log.push("-wal");
+        wear::grow_log(Path::new(&log), log_length(log_frames(self.options.max_size)))
     }
 
     pub(super) fn stats(&self) -> Stats {
@@ -490,6 +554,7 @@ impl Store {
         stats.bytes = bytes.unwrap_or(stats.bytes);
         stats.max_bytes = self.options.max_size;
         stats.oldest_unix_ns = self.partitions.first().map(|first| first.oldest_ns).filter(|ns| *ns > 0);
+        stats.alarm_bytes = self.alarms.weight;
         stats.commits = self.commits;
         stats.appended = self.appended;
         if stats.gaps != self.gaps {
@@ -501,13 +566,14 @@ impl Store {
     fn load(&mut self) -> Result<(), StoreError> {
         let mut partitions = self
             .db
-            .prepare("SELECT id, first FROM part ORDER BY id")?
+            .prepare("SELECT id, first, thinned_to FROM part ORDER BY id")?
             .query_map([], |row| {
                 Ok(Partition {
                     id: row.get(0)?,
                     first: Seq(row.get::<_, i64>(1)? as u64),
                     weight: 0,
                     oldest_ns: 0,
+                    thinned_to: Seq(row.get::<_, i64>(2)? as u64),
                 })
             })?
             .collect::<Result<Vec<_>, _>>()?;
@@ -596,6 +662,16 @@ impl Store {
         self.db.query_row(&format!("PRAGMA max_page_count = {pages}"), [], |_| Ok(()))?;
         Ok(())
     }
+}
+
+/// Pages in the log before it is written back: a thousand, and less where the whole store is small.
+fn log_frames(max_size: u64) -> u64 {
+    (max_size / 16 / PAGE as u64).clamp(64, 1000)
+}
+
+/// A header, and frames with headers of their own; a tenth more, because it is only looked at after a commit.
+fn log_length(frames: u64) -> u64 {
+    32 + (frames + frames / 10) * (24 + PAGE as u64)
 }
 
 pub(super) fn damaged(what: &str) -> StoreError {

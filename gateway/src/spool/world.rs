@@ -81,6 +81,7 @@ struct World {
     store: Store,
     reader: Reader,
     peers: Vec<Peer>,
+    is_bursty: bool,
     /// Entries that wait for the next commit, each with a number of its own.
     queue: Vec<(u64, Entry)>,
     produced: u64,
@@ -113,7 +114,10 @@ impl World {
         };
         let store = Store::open(directory.path(), &options, Clock::new(), Seq(0)).unwrap();
         let reader = Reader::open(&store_path(directory.path())).unwrap();
-        let peers = options.uplinks.iter().map(|name| Peer::new(name, &store, &mut random)).collect();
+        // A small window takes long over what a burst leaves behind.
+        let is_bursty = random.one_in(8);
+        let peers =
+            options.uplinks.iter().map(|name| Peer::new(name, &store, is_bursty, &mut random)).collect();
         Self {
             random,
             directory,
@@ -121,6 +125,7 @@ impl World {
             store,
             reader,
             peers,
+            is_bursty,
             queue: Vec::new(),
             produced: 0,
             promised: BTreeSet::new(),
@@ -191,7 +196,7 @@ impl World {
         if self.queue.len() > 1000 {
             return;
         }
-        let count = if self.random.one_in(20) { 5000 } else { 1 + self.random.below(60) };
+        let count = if self.is_bursty && self.random.one_in(12) { 5000 } else { 1 + self.random.below(60) };
         let size = if count > 100 { 0 } else { self.random.below(3000) as usize };
         for _ in 0..count {
             self.produced += 1;
@@ -251,7 +256,9 @@ impl World {
                 }
                 return Ok(());
             }
-            Err(error) => return Err(error.to_string()),
+            Err(error) => {
+                return Err(format!("{} entries are not written: {error}", batch.entries.len()));
+            }
         };
         self.record_losses(done.dropped);
         for (index, number) in numbers.into_iter().enumerate() {
@@ -296,8 +303,10 @@ impl World {
         }
         let limit = 1 + self.random.below(room as u64) as usize;
         let class = if lane == Lane::Alarm { Class::Alarm } else { Class::Telemetry };
-        let entries =
-            self.reader.range(class, Range { after, until, limit }).map_err(|error| error.to_string())?;
+        let entries = self
+            .reader
+            .range(class, Range { after, until, limit })
+            .map_err(|error| format!("reading {class:?} {after} {until}: {error}"))?;
         for entry in &entries {
             self.lost.extend(match &entry.body {
                 Body::Gap(gap) if self.planted != Planted::SilentDrop => {
@@ -414,10 +423,11 @@ impl World {
     /// `kill -9`: the file stays as the last commit left it, everything else is gone.
     fn crash(&mut self) -> Result<(), String> {
         self.queue.clear();
-        self.store.let_go().map_err(|error| error.to_string())?;
+        self.store.let_go().map_err(|error| format!("it does not let go: {error}"))?;
         self.store = Store::open(self.directory.path(), &self.options, Clock::new(), Seq(0))
             .map_err(|error| format!("it does not open again: {error}"))?;
-        self.reader = Reader::open(&store_path(self.directory.path())).map_err(|error| error.to_string())?;
+        self.reader = Reader::open(&store_path(self.directory.path()))
+            .map_err(|error| format!("no reader: {error}"))?;
         self.limit_disk();
         for peer in &mut self.peers {
             peer.cut();
@@ -472,9 +482,8 @@ impl World {
 }
 
 impl Peer {
-    fn new(name: &str, store: &Store, random: &mut Random) -> Self {
-        let widest = if random.one_in(2) { 40 } else { 900 };
-        let window = 1 + random.below(widest) as usize;
+    fn new(name: &str, store: &Store, is_bursty: bool, random: &mut Random) -> Self {
+        let window = if is_bursty { 100 + random.below(900) } else { 1 + random.below(40) } as usize;
         let is_live_first = !random.one_in(4);
         Self {
             name: name.to_owned(),

@@ -13,9 +13,10 @@ use tokio::time::Instant;
 use super::commands::{Begun, CommandRow, CommandStep};
 use super::damage::{self, Ballast};
 use super::entry::{Class, ClockRecord, Entry, Gap, GapReason};
+use super::pace::{DAY, Pace, SHORTEST};
 use super::progress::Progress;
 use super::store::{Batch, Done, Stats, Store, StoreError};
-use super::{Committed, Options, Seq};
+use super::{Committed, Options, Seq, wear};
 
 /// Where what came of a job is waited for; an error says why it could not be done.
 pub(super) type Reply<T> = oneshot::Sender<Result<T, String>>;
@@ -37,7 +38,7 @@ pub(super) enum Job {
 
 /// Who waits for a commit, in the order of the batch.
 enum Waiting {
-    Places { count: u64, reply: Option<Reply<Range<Seq>>> },
+    Places { count: u64, is_refused: bool, reply: Option<Reply<Range<Seq>>> },
     Begun(Reply<Begun>),
     Done(Reply<()>),
 }
@@ -55,37 +56,47 @@ pub(super) fn run(
         return;
     };
     let directory = store.directory().to_owned();
+    let (day, written) = today(&store);
     let mut writer = Writer {
-        store,
         ballast: Ballast::new(&directory),
         directory,
+        pace: Pace::new(options.rpo, options.wear_budget, day, written),
+        interval: options.rpo,
+        measured: (store.commits(), wear::written_by_this_thread()),
+        noted: written,
+        wear_note: None,
+        store,
         options: options.clone(),
         batch: Batch::default(),
         waiting: Vec::new(),
         lost: HashMap::new(),
         refusing: None,
+        short_since: None,
     };
-    writer.ballast.fill(options.max_size);
-    let mut looked_at = Instant::now();
+    writer.reserve();
+    let mut looked_at: Option<Instant> = None;
     loop {
         let close = runtime.block_on(writer.gather(&mut jobs));
         let done = writer.commit();
         let waiting = std::mem::take(&mut writer.waiting);
         // What costs queries is looked up now and then; what changed with the commit is shown at once.
-        let bytes = (looked_at.elapsed() > STATS_INTERVAL || close.is_some())
-            .then(|| writer.store.bytes().ok())
-            .flatten();
-        if bytes.is_some() {
-            looked_at = Instant::now();
+        let is_time = looked_at.is_none_or(|at| at.elapsed() > STATS_INTERVAL) || close.is_some();
+        if is_time {
+            looked_at = Some(Instant::now());
+            writer.measure();
         }
-        let mut shown = stats.lock().unwrap_or_else(PoisonError::into_inner);
-        writer.store.show(&mut shown, bytes);
-        shown.refusing.clone_from(&writer.refusing);
-        drop(shown);
+        writer.show(stats, is_time);
         committed.send_replace(writer.store.committed());
         // Last: who is answered sees the state that the answer speaks of.
         answer(waiting, done);
         if let Some(reply) = close {
+            writer.note_wear();
+            let note = writer.wear_note.take().map(|note| (WEAR.to_owned(), note));
+            if let Err(error) =
+                writer.store.commit(&Batch { blobs: note.into_iter().collect(), ..Batch::default() })
+            {
+                warn!("what was written today is not noted: {error}");
+            }
             if let Err(error) = writer.store.checkpoint() {
                 warn!("the spool's log stays behind: {error}");
             }
@@ -102,11 +113,22 @@ struct Writer {
     directory: PathBuf,
     options: Options,
     ballast: Ballast,
+    pace: Pace,
+    /// How long telemetry waits for its commit at the moment.
+    interval: Duration,
+    /// Commits and this thread's bytes when wear was measured last.
+    measured: (u64, u64),
+    /// Today's bytes as they were noted last.
+    noted: u64,
+    /// What of that is to be kept with the next commit.
+    wear_note: Option<Vec<u8>>,
     batch: Batch,
     waiting: Vec<Waiting>,
     /// Entries that could not be written, by reason; recorded as gaps with the next commit that works.
     lost: HashMap<&'static str, (GapReason, u64)>,
     refusing: Option<String>,
+    /// Since when what is held back is used up; it is taken again when there is room.
+    short_since: Option<Instant>,
 }
 
 impl Writer {
@@ -152,7 +174,8 @@ impl Writer {
             }
             Job::Append { mut entries, is_urgent, reply } => {
                 let is_urgent = is_urgent || entries.iter().any(|entry| entry.class() == Class::Alarm);
-                self.waiting.push(Waiting::Places { count: entries.len() as u64, reply });
+                let count = entries.len() as u64;
+                self.waiting.push(Waiting::Places { count, is_refused: false, reply });
                 if self.batch.entries.is_empty() {
                     self.batch.entries = entries;
                 } else {
@@ -161,9 +184,9 @@ impl Writer {
                 if is_urgent {
                     Duration::ZERO
                 } else if self.batch.entries.len() >= MANY {
-                    self.options.rpo.min(MANY_WAIT)
+                    self.interval.min(SHORTEST)
                 } else {
-                    self.options.rpo
+                    self.interval
                 }
             }
             Job::Note { uplink, progress, is_urgent } => {
@@ -217,6 +240,8 @@ impl Writer {
             }
             Job::Reconfigure(options) => {
                 self.options = options.clone();
+                self.pace.reconfigure(options.rpo, options.wear_budget);
+                self.interval = self.interval.min(options.rpo);
                 if let Err(error) = self.store.reconfigure(options) {
                     error!("the spool keeps its old limits: {error}");
                 }
@@ -238,6 +263,10 @@ impl Writer {
             return None;
         }
         let mut result = self.write();
+        if matches!(result, Err(StoreError::Quota)) {
+            self.refuse_telemetry();
+            result = self.write();
+        }
         for attempt in 0..MAX_RESCUES {
             match &result {
                 Err(error) if error.is_full() => {
@@ -256,10 +285,12 @@ impl Writer {
         }
         let result = match result {
             Ok(done) => {
-                if self.refusing.take().is_some() {
+                if !self.store.is_refusing() && self.refusing.take().is_some() {
                     info!("the spool writes again");
                 }
-                self.ballast.fill(self.options.max_size);
+                if self.short_since.is_some_and(|since| since.elapsed() > RESERVE_INTERVAL) {
+                    self.reserve();
+                }
                 self.batch = Batch::default();
                 Ok(done)
             }
@@ -268,16 +299,90 @@ impl Writer {
         Some(result)
     }
 
+    /// Takes back the room that is held for bad times: the ballast and the log's length.
+    fn reserve(&mut self) {
+        let is_filled = self.ballast.fill(self.options.max_size);
+        let is_grown = self.store.grow_log().is_ok();
+        self.short_since = (!is_filled || !is_grown).then(Instant::now);
+    }
+
+    /// Looks at what was written, and how long telemetry may wait after that.
+    fn measure(&mut self) {
+        let (commits, bytes) = (self.store.commits(), wear::written_by_this_thread());
+        let (day, left) = day_and_left(&self.store);
+        self.pace.wrote(day, commits.saturating_sub(self.measured.0), bytes.saturating_sub(self.measured.1));
+        self.measured = (commits, bytes);
+        self.interval = self.pace.interval(left);
+        if self.pace.today() < self.noted || self.pace.today() - self.noted > self.options.wear_budget / 100 {
+            self.note_wear();
+        }
+    }
+
+    /// Has the day's bytes kept with the next commit, so that a restart begins no new budget.
+    fn note_wear(&mut self) {
+        self.noted = self.pace.today();
+        let note = [self.pace.day().to_be_bytes(), (self.noted as i64).to_be_bytes()].concat();
+        self.wear_note = Some(note);
+    }
+
+    fn show(&self, stats: &Mutex<Stats>, with_size: bool) {
+        let mut shown = stats.lock().unwrap_or_else(PoisonError::into_inner);
+        self.store.show(&mut shown, with_size.then(|| self.store.bytes().ok()).flatten());
+        shown.refusing.clone_from(&self.refusing);
+        shown.interval = self.interval;
+        shown.wear_budget = self.options.wear_budget;
+        shown.written_today = self.pace.today();
+        shown.bytes_per_commit = self.pace.per_commit();
+        shown.is_over_budget = self.pace.is_over_budget();
+    }
+
     /// One transaction: losses first, then what waits.
     fn write(&mut self) -> Result<Done, StoreError> {
+        // What the limit keeps out is told once there is room again, not with every alarm until then.
         self.batch.lost = self
             .lost
             .values()
+            .filter(|(reason, _)| *reason != GapReason::Quota || self.batch.has_telemetry())
             .map(|(reason, count)| Gap { from_seq: None, to_seq: None, count: Some(*count), reason: *reason })
             .collect();
+        if let Some(note) = &self.wear_note {
+            self.batch.blobs.retain(|(key, _)| key != WEAR);
+            self.batch.blobs.push((WEAR.into(), note.clone()));
+        }
         let done = self.store.commit(&self.batch)?;
-        self.lost.clear();
+        self.wear_note = None;
+        let told: Vec<GapReason> = self.batch.lost.iter().map(|gap| gap.reason).collect();
+        self.lost.retain(|_, (reason, _)| !told.contains(reason));
         Ok(done)
+    }
+
+    /// Takes the telemetry out of the batch and counts it as lost; the rest has room of its own.
+    fn refuse_telemetry(&mut self) {
+        let text = StoreError::Quota.to_string();
+        if self.refusing.as_ref() != Some(&text) {
+            error!("telemetry is refused until there is room: {text}");
+        }
+        self.refusing = Some(text);
+        let mut entries = std::mem::take(&mut self.batch.entries).into_iter();
+        let mut refused = 0;
+        for waiting in &mut self.waiting {
+            if let Waiting::Places { count, is_refused, .. } = waiting {
+                let before = self.batch.entries.len();
+                let own = entries.by_ref().take(usize::try_from(*count).unwrap_or(usize::MAX));
+                self.batch.entries.extend(own.filter(|entry| entry.class() == Class::Alarm));
+                let kept = (self.batch.entries.len() - before) as u64;
+                *is_refused |= kept < *count;
+                refused += *count - kept;
+                *count = kept;
+            }
+        }
+        self.note_lost(GapReason::Quota, refused);
+    }
+
+    fn note_lost(&mut self, reason: GapReason, count: u64) {
+        if count > 0 {
+            self.lost.entry(reason.as_str()).or_insert((reason, 0)).1 += count;
+        }
     }
 
     /// Gives up on the batch: its entries are counted as lost. What uplinks told is kept for the next commit.
@@ -287,10 +392,7 @@ impl Writer {
             error!("the spool cannot write, entries are lost until it can: {text}");
         }
         let reason = if error.is_full() { GapReason::DiskFull } else { GapReason::Damage };
-        let count = self.batch.entries.len() as u64;
-        if count > 0 {
-            self.lost.entry(reason.as_str()).or_insert((reason, 0)).1 += count;
-        }
+        self.note_lost(reason, self.batch.entries.len() as u64);
         let refused = std::mem::take(&mut self.batch);
         // Whoever stored a state was told that it failed, and what goes with it must not stand without it.
         self.batch.progress = refused.progress;
@@ -304,9 +406,10 @@ impl Writer {
         if self.ballast.release() {
             warn!("the disk is full: the reserve of {} MB is used now", Ballast::SIZE >> 20);
         }
+        self.short_since = Some(Instant::now());
         self.store.force_room(partitions);
-        if let Err(error) = self.store.checkpoint() {
-            warn!("the spool's log cannot be shortened: {error}");
+        if let Err(error) = self.store.reuse_log() {
+            warn!("the spool's log cannot be written back: {error}");
         }
     }
 
@@ -355,11 +458,12 @@ fn answer(waiting: Vec<Waiting>, done: Option<Result<Done, String>>) {
     };
     for waiting in waiting {
         match waiting {
-            Waiting::Places { count, reply } => {
+            Waiting::Places { count, is_refused, reply } => {
                 let places = first..Seq(first.0 + count);
                 first = places.end;
                 if let Some(reply) = reply {
-                    let _ = reply.send(Ok(places));
+                    let _ =
+                        reply.send(if is_refused { Err(StoreError::Quota.to_string()) } else { Ok(places) });
                 }
             }
             Waiting::Begun(reply) => {
@@ -370,13 +474,35 @@ fn answer(waiting: Vec<Waiting>, done: Option<Result<Done, String>>) {
     }
 }
 
+/// The day, and what of it is left; days of this run where wall time is unknown.
+fn day_and_left(store: &Store) -> (i64, Duration) {
+    let stamp = store.clock().stamp();
+    let now = stamp.wall.map_or(stamp.monotonic_ns as i64, |wall| wall.unix_ns).max(0);
+    let day = DAY.as_nanos() as i64;
+    (now / day, Duration::from_nanos((day - now % day) as u64))
+}
+
+/// The day, and what an earlier run noted to have written on it.
+fn today(store: &Store) -> (i64, u64) {
+    let (day, _) = day_and_left(store);
+    let note = store.blob(WEAR).ok().flatten().unwrap_or_default();
+    let (words, _) = note.as_chunks::<8>();
+    match words {
+        [noted, bytes] if i64::from_be_bytes(*noted) == day => (day, u64::from_be_bytes(*bytes)),
+        _ => (day, 0),
+    }
+}
+
 /// So many entries end the gathering: a commit stays short, and waiting clients are answered.
 const MAX_BATCH: usize = 8192;
-/// From so many entries on nothing is gained by waiting longer than [`MANY_WAIT`] for more.
+/// From so many entries on nothing is gained by waiting longer than [`SHORTEST`] for more.
 const MANY: usize = 512;
-const MANY_WAIT: Duration = Duration::from_millis(100);
 /// Progress alone is worth a commit only now and then; it rides with the next entries otherwise.
 const PROGRESS_WAIT: Duration = Duration::from_secs(2);
+/// How often it is tried to take back the room that is held for bad times.
+const RESERVE_INTERVAL: Duration = Duration::from_secs(1);
+/// Where the day's bytes are kept.
+const WEAR: &str = "spool/wear";
 /// How old the shown size may be.
 const STATS_INTERVAL: Duration = Duration::from_millis(100);
 /// Tries per commit to free room or to begin anew.

@@ -2,18 +2,19 @@
 
 use std::time::Duration;
 
-/// Waits that grow from half a second to a minute, each drawn between the shortest and three times the last.
+/// Waits that grow from half a second to the longest, each drawn between the shortest and three times the last.
 #[derive(Debug)]
 pub struct Backoff {
     last: Duration,
     tries: u32,
+    longest: Duration,
     random: u64,
 }
 
 impl Backoff {
     /// A sequence of its own for each seed.
-    pub fn new(seed: u64) -> Self {
-        Self { last: SHORTEST, tries: 0, random: seed | 1 }
+    pub fn new(seed: u64, longest: Duration) -> Self {
+        Self { last: SHORTEST, tries: 0, longest, random: seed | 1 }
     }
 
     /// Whether no wait has been drawn since the last success.
@@ -34,24 +35,26 @@ impl Backoff {
         self.random ^= self.random << 25;
         self.random ^= self.random >> 27;
         let unit = (self.random.wrapping_mul(0x2545_F491_4F6C_DD1D) >> 11) as f64 / (1u64 << 53) as f64;
-        let upper = (self.last * 3).min(LONGEST);
-        self.last = SHORTEST + (upper.saturating_sub(SHORTEST)).mul_f64(unit);
-        self.tries += 1;
+        let shortest = SHORTEST.min(self.longest);
+        let upper = (self.last * 3).min(self.longest);
+        self.last = shortest + (upper.saturating_sub(shortest)).mul_f64(unit);
+        self.tries = self.tries.saturating_add(1);
         self.last
     }
 }
 
 const SHORTEST: Duration = Duration::from_millis(500);
-const LONGEST: Duration = Duration::from_secs(60);
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    const LONGEST: Duration = Duration::from_secs(60);
+
     #[test]
     fn waits_stay_within_bounds_grow_and_begin_short_after_success() {
         for seed in 0..100 {
-            let mut backoff = Backoff::new(seed);
+            let mut backoff = Backoff::new(seed, LONGEST);
             let waits: Vec<Duration> = (0..50).map(|_| backoff.next()).collect();
             assert!(waits.iter().all(|wait| (SHORTEST..=LONGEST).contains(wait)));
             assert!(waits[0] <= SHORTEST * 3);
@@ -63,7 +66,7 @@ mod tests {
 
     #[test]
     fn two_gateways_do_not_wait_alike() {
-        let (mut one, mut other) = (Backoff::new(1), Backoff::new(2));
+        let (mut one, mut other) = (Backoff::new(1, LONGEST), Backoff::new(2, LONGEST));
         assert!((0..10).any(|_| one.next() != other.next()));
     }
 }

@@ -5,17 +5,21 @@
 //! window, waiting, state for people) is done here once for all of them.
 
 mod amqp091;
+#[cfg(feature = "amqp10")]
+mod amqp10;
 mod backoff;
+mod dial;
 pub mod forwarder;
 mod link;
 mod mqtt;
 mod pace;
 pub mod settings;
+mod stream;
 mod tls;
 
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use futures_util::future::BoxFuture;
 use log::warn;
@@ -28,15 +32,20 @@ use self::backoff::Backoff;
 pub use self::link::Link;
 use self::settings::{Common, Delivery};
 use crate::clock::Clock;
-use crate::command::Desk;
+use crate::command::{Command, Desk};
 use crate::config::document::Diagnostic;
+use crate::payload::Format;
 use crate::payload::parcel::Origin;
+use crate::reading::ChannelId;
 use crate::spool::{Seq, Spool};
 
 /// All kinds of uplinks, one line each.
 static REGISTRY: &[&UplinkType] = &[
-    &amqp091::UPLINK, //
+    &amqp091::UPLINK,
+    #[cfg(feature = "amqp10")]
+    &amqp10::UPLINK,
     &mqtt::UPLINK,
+    &stream::UPLINK,
 ];
 
 /// All kinds of uplinks.
@@ -168,6 +177,32 @@ pub struct Commands {
     source: String,
 }
 
+impl Commands {
+    /// Carries out a command to `path`, a `device/channel`; how it went, as JSON. `expires_ns` is in nanoseconds since
+    /// 1970.
+    pub async fn carry_out(
+        &self,
+        path: &str,
+        payload: &[u8],
+        id: Option<String>,
+        expires_ns: Option<i64>,
+    ) -> serde_json::Value {
+        let answer = |result: Result<String, String>| {
+            let (value, error) = (result.as_ref().ok(), result.as_ref().err());
+            serde_json::json!({ "id": id, "ok": value.is_some(), "value": value, "error": error })
+        };
+        let Some(channel) = ChannelId::parse(path) else { return answer(Err(format!("no channel {path}"))) };
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos();
+        if expires_ns.is_some_and(|expires| i128::from(expires) <= now as i128) {
+            return answer(Err("expired".into()));
+        }
+        let (value, source) = (payload.to_vec(), self.source.clone());
+        let command = Command { channel, format: Format::Text, value, source, id: id.clone() };
+        let outcome = self.desk.carry_out(command).await;
+        answer(outcome.result.map(|value| value.to_string()).map_err(|error| error.to_string()))
+    }
+}
+
 impl Handle {
     /// How it stands.
     pub fn status(&self) -> Status {
@@ -267,13 +302,14 @@ async fn run(
     let context = Context { name: name.clone(), origin: origin.clone(), common: common.clone() };
     let opened = Link::open(context.clone(), spool, clock, commands, stop.clone(), status).await;
     let Ok(mut link) = opened else { return };
-    let mut backoff = Backoff::new(seed(&name));
+    let mut backoff = Backoff::new(seed(&name), common.retry_within.0);
     let mut uplink = setup.open(context);
     loop {
         link.set_state("connecting", String::new(), None);
         let ended = tokio::select! {
-            // Cancelled: the connection is dropped; what was in flight stays unconfirmed and is read again.
-            () = stop.cancelled() => break,
+            // It stops by itself; one that does not say goodbye in time is dropped, and what was in flight stays
+            // unconfirmed and is read again.
+            () = async { stop.cancelled().await; tokio::time::sleep(GOODBYE).await } => break,
             Some(order) = orders.recv() => {
                 link.disconnected().await;
                 obey(&mut link, order).await;
@@ -332,5 +368,7 @@ fn seed(name: &str) -> u64 {
     RandomState::new().hash_one(name)
 }
 
+/// For a polite end where the connection still stands.
+const GOODBYE: Duration = Duration::from_millis(800);
 /// A connection that held this long was healthy: the next loss begins with a short wait again.
 const HEALTHY: Duration = Duration::from_secs(10);

@@ -20,6 +20,7 @@ pub const KEYS: &[&str] = &[
     "rate",
     "monthly_budget",
     "commands",
+    "retry_within",
 ];
 
 /// What an uplink of any kind can be told.
@@ -46,6 +47,8 @@ pub struct Common {
     pub monthly_budget: Option<Size>,
     /// Whether commands are taken from there.
     pub commands: bool,
+    /// The longest wait between two tries to connect.
+    pub retry_within: Period,
 }
 
 /// What an uplink promises, by the names of the field.
@@ -85,6 +88,7 @@ impl Default for Common {
             rate: None,
             monthly_budget: None,
             commands: false,
+            retry_within: Period(Duration::from_secs(60)),
         }
     }
 }
@@ -118,6 +122,9 @@ impl Common {
         }
         if self.batch_wait.0 > Duration::from_secs(3600) {
             problems.push("batch_wait out of range: at most 1h".into());
+        }
+        if !(Duration::from_millis(100)..=Duration::from_secs(24 * 3600)).contains(&self.retry_within.0) {
+            problems.push("retry_within out of range: 100ms to 1d".into());
         }
         if self.monthly_budget.is_some_and(|budget| budget.0 < 100_000) {
             problems.push("monthly_budget out of range: at least 100kB".into());

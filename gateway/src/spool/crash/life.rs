@@ -115,9 +115,9 @@ impl Life {
                 None if is_alarm(*number) => {
                     return Err(format!("{seq}, an alarm, was promised and is lost"));
                 }
-                None if *seq >= found.first => return Err(format!("{seq} was promised and is lost")),
-                // Dropped, which is right when every uplink had it.
+                // Dropped, which is right when every uplink had it: what all have makes room first, wherever it stands.
                 None if had.iter().all(|had| had.has(Seq(*seq), Seq(*seq))) => {}
+                None if *seq >= found.first => return Err(format!("{seq} was promised and is lost")),
                 None => {
                     return Err(format!("{seq} was dropped, not every uplink had it and no gap names it"));
                 }
