@@ -125,8 +125,11 @@ mod tests {
     }
 
     fn stamp() -> impl Strategy<Value = (Stamp, bool)> {
-        let wall = (0i64..4_000_000_000_000_000_000, 0u8..5)
-            .prop_map(|(unix_ns, quality)| Wall { unix_ns, error_ns: None, quality: WallQuality::from_u8(quality) });
+        let wall = (0i64..4_000_000_000_000_000_000, 0u8..5).prop_map(|(unix_ns, quality)| Wall {
+            unix_ns,
+            error_ns: None,
+            quality: WallQuality::from_u8(quality),
+        });
         (proptest::option::of(wall), 0u128..3, any::<u64>(), any::<bool>()).prop_map(
             |(wall, boot, mono, is_corrected)| {
                 (Stamp { boot: BootId(boot), monotonic_ns: mono >> 1, wall }, is_corrected)
