@@ -5,6 +5,7 @@
 //! JSON to `tests/out/bench.json`.
 
 mod coap;
+mod drain;
 mod footprint;
 mod load;
 mod mqtt;
@@ -52,10 +53,12 @@ fn usage(problem: &str) -> ExitCode {
 type Bench = fn(usize, &mut Report);
 
 /// All of them, in the order they run.
-const BENCHES: [(&str, Bench); 5] = [
+const BENCHES: [(&str, Bench); 7] = [
     ("fan-in", mqtt::fan_in),
     ("fan-out", mqtt::fan_out),
     ("coap", coap::run),
     ("spool", spool::run),
+    ("drain", drain::run),
+    ("wire", drain::wire),
     ("footprint", footprint::run),
 ];

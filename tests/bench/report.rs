@@ -24,6 +24,7 @@ pub(crate) struct Row {
 enum Other {
     Peer(&'static str, Vec<f64>),
     AtMost(f64),
+    AtLeast(f64),
 }
 
 impl Report {
@@ -52,6 +53,17 @@ impl Report {
         promise: f64,
     ) {
         self.push(Row { what: what.into(), unit, ours, other: Other::AtMost(promise) });
+    }
+
+    /// Compares with a promise that is a lower bound.
+    pub(crate) fn at_least(
+        &mut self,
+        what: impl Into<String>,
+        unit: &'static str,
+        ours: Vec<f64>,
+        promise: f64,
+    ) {
+        self.push(Row { what: what.into(), unit, ours, other: Other::AtLeast(promise) });
     }
 
     /// Prints the table.
@@ -84,6 +96,8 @@ impl Row {
             Other::Peer(name, theirs) => (*name, median(theirs), ours / median(theirs)),
             Other::AtMost(promise) if ours <= *promise => ("at most", *promise, ours / promise),
             Other::AtMost(promise) => ("EXCEEDS", *promise, ours / promise),
+            Other::AtLeast(promise) if ours >= *promise => ("at least", *promise, ours / promise),
+            Other::AtLeast(promise) => ("FALLS SHORT", *promise, ours / promise),
         };
         let Self { what, unit, .. } = self;
         format!("{what:<34} {ours:>12.2} {unit:<8} {name:<18} {theirs:>12.2} {ratio:>7.2}")
@@ -96,7 +110,7 @@ impl Row {
                 row["peer"] = json!({"name": name, "rounds": theirs});
                 row["ratio"] = json!(median(&self.ours) / median(theirs));
             }
-            Other::AtMost(promise) => row["promise"] = json!(promise),
+            Other::AtMost(promise) | Other::AtLeast(promise) => row["promise"] = json!(promise),
         }
         row
     }

@@ -199,6 +199,11 @@ impl Link {
         self.store(Some(state)).await
     }
 
+    /// How many messages were sent again although the peer may have had them.
+    pub fn note_doubtful(&mut self, count: u64) {
+        self.status.lock().unwrap_or_else(PoisonError::into_inner).doubtful = count;
+    }
+
     /// Whether the connection held long enough to be called healthy; forgets it.
     pub(super) fn take_connected(&mut self) -> Option<Duration> {
         self.connected_at.take().map(|at| at.elapsed())
@@ -269,10 +274,11 @@ impl Link {
         let limit = want.room.min(READ_AT_ONCE.max(self.common.batch));
         let mut entries = self.spool.read(class_of(want.lane), want.after, want.until, limit).await?;
         let batch = self.common.batch;
+        // Only what came short of the limit was everything; what is put back for a whole message is not.
+        let read_to = if entries.len() < limit { want.until } else { Seq(0) };
         if entries.len() == limit && entries.len() > batch {
             entries.truncate(entries.len() / batch * batch);
         }
-        let read_to = if entries.len() < limit { want.until } else { Seq(0) };
         let read_to = entries.last().map_or(want.until, |last| last.seq.max(read_to));
         let parcels: Vec<Parcel> = chunks(&entries, batch)
             .filter_map(|chunk| Parcel::new(&self.origin, want.lane, self.common.packing(), chunk))

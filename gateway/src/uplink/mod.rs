@@ -149,6 +149,8 @@ pub struct Status {
     pub in_flight: usize,
     /// Confirmed since start.
     pub confirmed: u64,
+    /// Sent again although the peer may have had them: what lost sessions left in doubt at exactly-once.
+    pub doubtful: u64,
     /// Confirmed per second, over the last seconds.
     pub rate: f64,
 }

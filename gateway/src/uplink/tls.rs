@@ -47,6 +47,11 @@ impl Tls {
 
     /// Loads the files and makes a connector.
     pub fn connector(&self) -> anyhow::Result<TlsConnector> {
+        self.connector_for(None)
+    }
+
+    /// The same for one of several protocols that share a port, by its name (ALPN, RFC 7301).
+    pub fn connector_for(&self, protocol: Option<&str>) -> anyhow::Result<TlsConnector> {
         let mut roots = rustls::RootCertStore::empty();
         let ca = self.authorities()?;
         for certificate in CertificateDer::pem_file_iter(&ca).with_context(|| ca.display().to_string())? {
@@ -61,7 +66,7 @@ impl Tls {
         let builder = rustls::ClientConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()?
             .with_root_certificates(roots);
-        let config = match (&self.certificate, &self.key) {
+        let mut config = match (&self.certificate, &self.key) {
             (Some(certificate), Some(key)) => {
                 let chain = CertificateDer::pem_file_iter(certificate)
                     .and_then(Iterator::collect::<Result<Vec<_>, _>>)
@@ -71,6 +76,7 @@ impl Tls {
             }
             _ => builder.with_no_client_auth(),
         };
+        config.alpn_protocols = protocol.into_iter().map(|name| name.as_bytes().to_vec()).collect();
         Ok(TlsConnector::from(Arc::new(config)))
     }
 }
