@@ -17,6 +17,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{broadcast, mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
+use crate::alarm::{self, Alarms};
 use crate::clock::{Clock, watch};
 use crate::command::Desk;
 use crate::config::Config;
@@ -110,13 +111,17 @@ pub async fn run(start: Start, config: Config) -> Result<()> {
     let mut sampler = Sampler::new(clock, events_in);
     let discovery = config.home_assistant.discovery.then(|| config.home_assistant.prefix.clone());
     let live = Live::new(config.gateway.name.clone(), broker.clone(), coap.clone(), discovery);
-    let desk = Desk::new(live.clone(), sampler.commander(), intake.clone(), clock);
+    let alarms = Alarms::new(clock, &config);
+    let commander = sampler.commander();
+    let log = (spool.clone(), intake.clone());
+    let (desk, desk_task) = Desk::new(live.clone(), commander, log, alarms.clone(), clock, stop.clone());
     let (reloads, reload_requests) = mpsc::channel(1);
     let gateway = Arc::new(Gateway {
         live: live.clone(),
         spool: spool.clone(),
         intake: intake.clone(),
         desk,
+        alarms,
         broker: broker.clone(),
         coap,
         readings: broadcast::channel(TAIL).0,
@@ -134,6 +139,8 @@ pub async fn run(start: Start, config: Config) -> Result<()> {
     });
 
     supervisor.spawn("intake", intake_task);
+    supervisor.spawn("commands", desk_task);
+    supervisor.spawn("alarms", alarm::run(gateway.clone(), stop.clone()));
     supervisor.spawn("clock", watch::run(clock, spool.clone(), stop.clone()));
     // Full: it holds the one keeper.
     let (keeper_back, keeper) = oneshot::channel();

@@ -79,6 +79,12 @@ pub enum Verb {
         /// on, off, or a number
         #[arg(allow_hyphen_values = true)]
         value: String,
+        /// Names the command: it is carried out once, however often it is sent
+        #[arg(long)]
+        id: Option<String>,
+        /// Not carried out after this time: RFC 3339 or seconds since 1970
+        #[arg(long, value_name = "TIME")]
+        expires: Option<String>,
     },
     /// Have the running gateway read its configuration again
     Reload,
@@ -181,8 +187,8 @@ pub async fn perform(cli: &Cli, verb: &Verb) -> Result<ExitCode> {
             let format = if cli.json { "jsonl" } else { format };
             export(cli, channel.as_deref(), *from, *to, format).await
         }
-        Verb::Set { channel, value } => {
-            let order = json!({ "channel": channel, "value": value });
+        Verb::Set { channel, value, id, expires } => {
+            let order = json!({ "channel": channel, "value": value, "id": id, "expires": expires });
             let (is_ok, outcome) =
                 Control::connect(cli.state_dir.as_deref()).await?.post("/api/v1/command", &order).await?;
             if cli.json {

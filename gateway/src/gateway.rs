@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::{broadcast, mpsc, oneshot};
 
+use crate::alarm::Alarms;
 use crate::clock::{Clock, Stamp};
 use crate::command::Desk;
 use crate::config::Config;
@@ -29,6 +30,8 @@ pub struct Gateway {
     pub intake: Intake,
     /// Commands.
     pub desk: Desk,
+    /// What people have to hear of.
+    pub alarms: Alarms,
     /// The MQTT broker.
     pub broker: BrokerHandle,
     /// The CoAP server.

@@ -51,6 +51,7 @@ pub fn problems(gateway: &Gateway) -> Vec<Problem> {
             add(format!("uplink {} is away, {waiting} entries wait: {}", handle.config.name, status.detail));
         }
     }
+    gateway.alarms.problems().into_iter().for_each(&mut add);
     if gateway.clock.stamp().wall.is_none_or(|wall| wall.quality == WallQuality::None) {
         add("the clock was never set: times are not shown to the cloud".into());
     }
@@ -96,11 +97,13 @@ pub async fn status(gateway: &Gateway) -> Json {
         "time": {
             "now": payload::rfc3339(&stamp),
             "quality": stamp.wall.map_or(WallQuality::None, |wall| wall.quality).as_str(),
+            "error_s": stamp.wall.and_then(|wall| wall.error_ns).map(|error_ns| error_ns as f64 / 1e9),
         },
         "health": {
             "ok": problems.is_empty(),
             "problems": problems.iter().map(|problem| json!({ "what": problem.what })).collect::<Vec<_>>(),
         },
+        "alarms": gateway.alarms.json(),
         "memory_bytes": resident_bytes(),
         "spool": spool_json(gateway, &stats),
         "uplinks": uplinks,

@@ -5,6 +5,7 @@
 //! | topic | payload |
 //! |---|---|
 //! | `tidegate/<gateway>/$state` | `online`, `offline` |
+//! | `tidegate/<gateway>/$state/alarm/<name>` | JSON: name, raised, text, time; the names stand in `alarm.rs` |
 //! | `tidegate/<gateway>/<device>/$state` | JSON: state, detail, title, type, simulated |
 //! | `tidegate/<gateway>/<device>/<channel>` | the value as text |
 //! | `tidegate/<gateway>/<device>/<channel>/meta` | JSON: unit, quality, range, … |
@@ -194,6 +195,11 @@ impl Live {
         if let Ok(topic) = Topic::new(format!("{ROOT}/{}/{channel}/set/result", self.gateway())) {
             self.0.broker.publish(Message::new(topic, json.to_owned()).with_qos(Qos::AtLeastOnce));
         }
+    }
+
+    /// An alarm began or ended.
+    pub fn set_alarm(&self, name: &str, json: &str) {
+        self.retain(&format!("$state/alarm/{name}"), json.into());
     }
 
     /// A channel by its id.

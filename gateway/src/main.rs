@@ -1,5 +1,6 @@
 //! Tidegate: reads sensors, serves them over MQTT and CoAP, keeps them safe, forwards them.
 
+mod alarm;
 mod app;
 mod banner;
 mod cli;

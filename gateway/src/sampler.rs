@@ -1,7 +1,7 @@
 //! From devices to readings: one thread per bus, one task per serial port, and an event for everything that changes.
 //!
 //! A bus thread never waits for whoever takes the events: when the channel is full, readings are dropped and counted,
-//! while states and channel lists wait in their device's slot, the latest winning.
+//! while states, channel lists and lapsed leases wait in their device's slot, the latest winning.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -10,9 +10,10 @@ use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use drivers::schedule::State;
-use drivers::{BusKey, DeviceError, Setup, Value};
+use drivers::{BusKey, DeviceError, Lapse, Setup, Value};
 use tokio::sync::{mpsc, oneshot};
 
+use crate::alarm::Limits;
 use crate::clock::Clock;
 use crate::reading::{Channel, Reading};
 
@@ -46,6 +47,13 @@ pub enum Event {
     },
     /// What one poll of one device, or one chunk of a serial port, came to.
     Readings(Vec<Reading>),
+    /// An output went to its safe state because its lease ran out.
+    Lapsed {
+        /// Its device.
+        device: Arc<str>,
+        /// What became of it.
+        lapse: Lapse,
+    },
 }
 
 /// A device as it is configured.
@@ -59,6 +67,8 @@ pub struct DeviceConfig {
     pub title: Option<String>,
     /// How often it is read; for a serial port, how long its silence is no cause for worry.
     pub interval: Duration,
+    /// For how long it may be silent before that is cause for alarm.
+    pub absent_after: Duration,
     /// Its own settings.
     pub setup: Arc<dyn Setup>,
     /// What the user set for single channels, by name.
@@ -79,6 +89,8 @@ pub struct ChannelOverride {
     pub offset: Option<f64>,
     /// Digits behind the point that mean something.
     pub precision: Option<u8>,
+    /// Which values are cause for alarm.
+    pub alarm: Option<Limits>,
 }
 
 /// Why a command was not carried out.
@@ -253,6 +265,7 @@ impl PartialEq for DeviceConfig {
         self.name == other.name
             && self.title == other.title
             && self.interval == other.interval
+            && self.absent_after == other.absent_after
             && *self.setup == *other.setup
             && self.channels == other.channels
     }

@@ -2,16 +2,18 @@
 //! commands to the desk. One task each.
 
 use std::sync::Arc;
+use std::time::Instant;
 
+use drivers::schedule::State;
 use futures_util::StreamExt as _;
 use futures_util::stream::FuturesUnordered;
-use log::warn;
+use log::{info, warn};
 use mqtt::{Filter, Origin};
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
 use super::COMMANDS;
-use crate::command::Command;
+use crate::command::{Command, Order};
 use crate::gateway::Gateway;
 use crate::listener::broker::{Delivered, Ingress};
 use crate::listener::coap;
@@ -30,12 +32,23 @@ pub(super) async fn take_readings(
         match event {
             sampler::Event::Online { device, channels } => gateway.live.set_channels(&device, &channels),
             sampler::Event::State { device, state, detail } => {
-                gateway.live.set_state(&device, state.as_str(), detail.unwrap_or_default());
+                let detail = detail.unwrap_or_default();
+                // A device that is being found is not silent yet.
+                if state != State::Probing {
+                    gateway.alarms.device(&device, state == State::Online, &detail);
+                }
+                gateway.live.set_state(&device, state.as_str(), detail);
+            }
+            sampler::Event::Lapsed { device, lapse } => {
+                if let Some(channel) = ChannelId::new(&device, &lapse.channel) {
+                    gateway.desk.report_lapse(channel, lapse);
+                }
             }
             sampler::Event::Readings(readings) => {
                 for reading in readings {
                     let reading = live::rounded(reading);
                     gateway.live.set_reading(&reading);
+                    gateway.alarms.reading(&reading);
                     // Nobody tails: that is fine.
                     let _ = gateway.readings.send(reading.clone());
                     gateway.intake.offer(Entry::Reading(reading));
@@ -85,7 +98,8 @@ pub(super) async fn take_ingress(
     }
 }
 
-/// Commands by MQTT: `tidegate/<gateway>/<device>/<channel>/set`, the value as text or as `{"value": …, "id": …}`.
+/// Commands by MQTT: `tidegate/<gateway>/<device>/<channel>/set`, the value as text or as
+/// `{"value": …, "id": …, "expires": …}`.
 pub(super) async fn take_mqtt_commands(
     gateway: Arc<Gateway>,
     stop: CancellationToken,
@@ -110,12 +124,23 @@ pub(super) async fn take_mqtt_commands(
                     }
                     let path = message.topic.as_str().strip_prefix(&prefix).and_then(|path| path.strip_suffix("/set"));
                     let Some(channel) = path.and_then(ChannelId::parse) else { continue };
-                    let (value, id) = value_and_id(&message.payload);
                     let source = match origin {
                         Origin::Client(client) => format!("mqtt {}", client.escape_debug()),
                         Origin::Gateway => "mqtt".into(),
                     };
-                    let command = Command { channel, format: Format::Text, value, source, id };
+                    let order = match Order::parse(&message.payload) {
+                        Ok(order) => order,
+                        Err(why) => {
+                            info!(source:% = source; "command to {channel} refused: {why}");
+                            continue;
+                        }
+                    };
+                    let Order { value, id, expires_ns } = order;
+                    // MQTT 5.0 §3.3.2.3.3: the publisher's own word on how long the message is worth anything.
+                    let lifetime = message.properties.as_ref().and_then(|properties| properties.expiry);
+                    let not_after = lifetime.and_then(|lifetime| Instant::now().checked_add(lifetime));
+                    let command =
+                        Command { channel, format: Format::Text, value, source, id, expires_ns, not_after };
                     let desk = gateway.desk.clone();
                     under_way.push(async move { desk.carry_out(command).await });
                 }
@@ -138,8 +163,9 @@ pub(super) async fn take_coap_commands(
             Some(request) = requests.recv(), if under_way.len() < COMMANDS => {
                 let desk = gateway.desk.clone();
                 under_way.push(async move {
-                    let coap::CommandRequest { channel, format, value, source, reply } = request;
-                    let command = Command { channel, format, value, source, id: None };
+                    let coap::CommandRequest { channel, format, value, source, id, expires_ns, reply } = request;
+                    let not_after = None;
+                    let command = Command { channel, format, value, source, id, expires_ns, not_after };
                     let _ = reply.send(desk.carry_out(command).await.result);
                 });
             }
@@ -168,32 +194,5 @@ async fn next_of(messages: &mut Option<mpsc::Receiver<Delivered>>) -> Option<Del
     match messages {
         Some(messages) => messages.recv().await,
         None => None,
-    }
-}
-
-/// A command's payload: the value itself, or an object with value and id.
-fn value_and_id(payload: &[u8]) -> (Vec<u8>, Option<String>) {
-    let text = |value: &serde_json::Value| match value {
-        serde_json::Value::String(text) => text.clone(),
-        other => other.to_string(),
-    };
-    match serde_json::from_slice::<serde_json::Value>(payload) {
-        Ok(serde_json::Value::Object(object)) if object.contains_key("value") => {
-            (text(&object["value"]).into_bytes(), object.get("id").map(text))
-        }
-        _ => (payload.to_vec(), None),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_command_is_a_bare_value_or_an_object_with_an_id() {
-        assert_eq!(value_and_id(b"on"), (b"on".to_vec(), None));
-        assert_eq!(value_and_id(b"21.5"), (b"21.5".to_vec(), None));
-        assert_eq!(value_and_id(br#"{"value": true, "id": "a1"}"#), (b"true".to_vec(), Some("a1".into())));
-        assert_eq!(value_and_id(br#"{"id": 7, "value": "off"}"#), (b"off".to_vec(), Some("7".into())));
     }
 }

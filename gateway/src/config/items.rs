@@ -22,6 +22,7 @@ pub(super) fn devices(root: &mut DeTable<'_>, diagnostics: &mut Vec<Diagnostic>)
     struct Shared {
         title: Option<String>,
         interval: Option<Period>,
+        absent_after: Option<Period>,
         #[serde(default)]
         channels: BTreeMap<String, ChannelOverride>,
     }
@@ -31,7 +32,7 @@ pub(super) fn devices(root: &mut DeTable<'_>, diagnostics: &mut Vec<Diagnostic>)
     for item in array(root, "device", diagnostics) {
         let Some(Item { name, name_span, type_name, type_span, mut table }) = item else { continue };
         first_use(&mut names, &name, &name_span, "device", diagnostics);
-        let common = take(&mut table, &["title", "interval", "channels"]);
+        let common = take(&mut table, &["title", "interval", "absent_after", "channels"]);
         let interval_span = common.get_ref().get("interval").map(Spanned::span);
         let common: Option<Shared> = read(common, diagnostics, settings);
         let Some(device_type) = drivers::device::find(&type_name) else {
@@ -83,6 +84,7 @@ pub(super) fn devices(root: &mut DeTable<'_>, diagnostics: &mut Vec<Diagnostic>)
             type_name: device_type.name,
             title: common.title,
             interval,
+            absent_after: common.absent_after.map_or(ABSENT_AFTER, |period| period.0),
             setup,
             channels: common.channels,
         });
@@ -197,6 +199,9 @@ fn first_use(
         ),
     }
 }
+
+/// A device that is silent for longer is cause for alarm, unless its table says otherwise.
+const ABSENT_AFTER: Duration = Duration::from_secs(60);
 
 /// A USB adapter may be plugged in later; a bus or a line of the board itself cannot.
 fn is_pluggable(setup: &dyn drivers::Setup) -> bool {

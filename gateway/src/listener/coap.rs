@@ -5,7 +5,7 @@
 //! | `/` | what this is and where to look | text |
 //! | `/.well-known/core` | every resource (RFC 6690) | link format |
 //! | `/<device>` | a pack of all its channels, observable | SenML JSON, SenML CBOR |
-//! | `/<device>/<channel>` | the last reading, observable; PUT or POST commands an actuator | text, SenML JSON, SenML CBOR |
+//! | `/<device>/<channel>` | the last reading, observable; PUT or POST commands an actuator, `?id=…&expires=…` as everywhere | text, SenML JSON, SenML CBOR |
 //!
 //! One thread owns the sockets and the engine (`coap::Endpoint`): it waits in poll(2), takes and sends datagrams in
 //! batches, and never waits for anything else. Readings reach it through a [`mailbox`]; commands leave through a
@@ -61,6 +61,10 @@ pub struct CommandRequest {
     pub value: Vec<u8>,
     /// Who asks: `coap 192.0.2.7:4711`.
     pub source: String,
+    /// Names the command so that a repetition is recognised.
+    pub id: Option<String>,
+    /// When it stops being wanted, in nanoseconds since 1970.
+    pub expires_ns: Option<i64>,
     /// Takes the value read back, or why it was not done. Dropped unused, the client is told 5.03.
     pub reply: oneshot::Sender<Result<Value, Refusal>>,
 }

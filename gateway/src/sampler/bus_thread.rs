@@ -48,6 +48,7 @@ struct Slot {
     life: Lifecycle,
     driver: Option<Driver>,
     last_error: Option<DeviceError>,
+    lapse_error: Option<DeviceError>,
 }
 
 impl BusThread {
@@ -117,6 +118,7 @@ impl Bus {
             }
             for n in 0..self.slots.len() {
                 self.slots[n].feed.flush();
+                self.slots[n].lapse_if_due(&mut self.samples);
                 self.slots[n].run_if_due(&self.wires, &self.key, &mut self.samples);
             }
             let now_ns = monotonic_ns();
@@ -182,12 +184,48 @@ impl Bus {
 impl Slot {
     fn new(config: DeviceConfig, outlet: Outlet) -> Self {
         let life = Lifecycle::new(&config.name, config.interval, monotonic_ns());
-        Self { feed: Feed::new(config, outlet), life, driver: None, last_error: None }
+        Self { feed: Feed::new(config, outlet), life, driver: None, last_error: None, lapse_error: None }
     }
 
-    /// When it wants to run.
+    /// When it wants to run: by its schedule, or because something runs out.
     fn due_ns(&self) -> u64 {
-        self.life.due_ns()
+        self.life.due_ns().min(self.deadline_ns().unwrap_or(u64::MAX))
+    }
+
+    fn deadline_ns(&self) -> Option<u64> {
+        match &self.driver {
+            Some(Driver::Polled(device)) => device.deadline_ns(),
+            Some(Driver::Events(device)) => device.deadline_ns(),
+            Some(Driver::Stream(_)) | None => None,
+        }
+    }
+
+    /// Lets an output whose lease has run out go to its safe state. Here, on the thread of its bus, it depends on
+    /// nobody else in the program.
+    fn lapse_if_due(&mut self, samples: &mut Samples) {
+        let now_ns = monotonic_ns();
+        if self.deadline_ns().is_none_or(|deadline_ns| deadline_ns > now_ns) {
+            return;
+        }
+        let Ok(device) = self.device() else { return };
+        let lapse = device.lapse(now_ns);
+        samples.clear();
+        match lapse {
+            Ok(None) => {}
+            Ok(Some(lapse)) => {
+                if device.sample(samples).is_ok() {
+                    self.feed.deliver(samples);
+                }
+                self.lapse_error = None;
+                self.feed.say_lapse(lapse);
+            }
+            Err(error) => {
+                if self.lapse_error.as_ref() != Some(&error) {
+                    log::error!(device:% = self.feed.config.name; "its lease has run out and it is not in its safe state: {error}");
+                }
+                self.lapse_error = Some(error);
+            }
+        }
     }
 
     fn run_if_due(&mut self, wires: &Wires, key: &BusKey, samples: &mut Samples) {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use drivers::check::{Calibration, Checker};
 use drivers::gnss::TimeFix;
 use drivers::schedule::State;
-use drivers::{ChannelSpec, DeviceError, Quality, Sample, Samples, Value, ValueType};
+use drivers::{ChannelSpec, DeviceError, Lapse, Quality, Sample, Samples, Value, ValueType};
 
 use super::{ChannelOverride, DeviceConfig, Event, Outlet};
 use crate::clock::Stamp;
@@ -20,6 +20,7 @@ pub(super) struct Feed {
     channels: Vec<Option<Watched>>,
     online_is_unsaid: bool,
     unsaid_state: Option<(State, Option<String>)>,
+    unsaid_lapse: Option<Lapse>,
 }
 
 #[derive(Debug)]
@@ -34,7 +35,15 @@ struct Watched {
 impl Feed {
     pub(super) fn new(config: DeviceConfig, outlet: Outlet) -> Self {
         let name = config.name.as_str().into();
-        Self { config, outlet, name, channels: Vec::new(), online_is_unsaid: false, unsaid_state: None }
+        Self {
+            config,
+            outlet,
+            name,
+            channels: Vec::new(),
+            online_is_unsaid: false,
+            unsaid_state: None,
+            unsaid_lapse: None,
+        }
     }
 
     /// The device answers and has these channels. Those that are known already keep their checks.
@@ -74,6 +83,12 @@ impl Feed {
             None => log::info!(device:% = self.name; "{}", state.as_str()),
         }
         self.unsaid_state = Some((state, detail));
+        self.flush();
+    }
+
+    /// An output went to its safe state by itself.
+    pub(super) fn say_lapse(&mut self, lapse: Lapse) {
+        self.unsaid_lapse = Some(lapse);
         self.flush();
     }
 
@@ -136,7 +151,15 @@ impl Feed {
                 self.unsaid_state = Some((state, detail));
             }
         }
-        !self.online_is_unsaid && self.unsaid_state.is_none()
+        if !self.online_is_unsaid
+            && let Some(lapse) = self.unsaid_lapse.take()
+        {
+            let event = Event::Lapsed { device: self.name.clone(), lapse: lapse.clone() };
+            if self.outlet.events.try_send(event).is_err() {
+                self.unsaid_lapse = Some(lapse);
+            }
+        }
+        !self.online_is_unsaid && self.unsaid_state.is_none() && self.unsaid_lapse.is_none()
     }
 
     /// Readings never overtake the news of their channels.

@@ -16,6 +16,7 @@ fn config(name: &str, kind: &str, toml: &str) -> DeviceConfig {
         type_name: device_type.name,
         title: None,
         interval: Duration::from_millis(20),
+        absent_after: Duration::from_secs(60),
         setup,
         channels: BTreeMap::new(),
     }
@@ -121,7 +122,7 @@ async fn a_chip_that_is_unplugged_goes_bad_once_and_comes_back() {
             was_degraded = true;
             None
         }
-        Event::Online { .. } => None,
+        Event::Online { .. } | Event::Lapsed { .. } => None,
     });
     came_back.await;
     assert_eq!(bad, 3, "each channel says so once");
@@ -142,6 +143,51 @@ async fn a_command_is_read_back_and_the_world_hears_of_it() {
     assert_eq!(late, Err(CommandError::Expired));
     let unknown = commander.command("lamp", "state", Value::Boolean(true), deadline).await;
     assert_eq!(unknown, Err(CommandError::UnknownDevice("lamp".to_owned())));
+    world.sampler.stop().await;
+}
+
+#[tokio::test]
+async fn a_leased_output_goes_back_on_its_own_thread_while_nobody_takes_events() {
+    let mut relay = config("relay", "gpio-output", "line = \"lamp\"\nchip = \"sim\"\nlease = \"400ms\"");
+    relay.interval = Duration::from_secs(3600);
+    let mut world = World::new(64, vec![relay]);
+    assert_eq!(world.reading_of("relay/state").await.value, Some(Value::Boolean(false)));
+    let commander = world.sampler.commander();
+    let deadline = Instant::now() + PATIENCE;
+    let told = commander.command("relay", "state", Value::Boolean(true), deadline).await;
+    assert_eq!(told, Ok(Value::Boolean(true)));
+    let told_at = Instant::now();
+    // This runtime has one thread: nothing async runs while it sleeps.
+    std::thread::sleep(Duration::from_millis(300));
+    let told = commander.command("relay", "state", Value::Boolean(true), deadline).await;
+    assert_eq!(told, Ok(Value::Boolean(true)));
+    let renewed_at = Instant::now();
+    std::thread::sleep(Duration::from_millis(600));
+    // On, on again, and off at the end of the second lease.
+    let mut states = Vec::new();
+    let (lapse, off_ns) = world
+        .until(|event| match event {
+            Event::Readings(readings) => {
+                states
+                    .extend(readings.into_iter().map(|reading| (reading.value, reading.stamp.monotonic_ns)));
+                None
+            }
+            Event::Lapsed { device, lapse } => {
+                assert_eq!(&*device, "relay");
+                Some((lapse, states.last().unwrap().1))
+            }
+            _ => None,
+        })
+        .await;
+    assert_eq!((&*lapse.channel, &lapse.value), ("state", &Value::Boolean(false)));
+    let values: Vec<_> = states.iter().map(|(value, _)| value.clone().unwrap()).collect();
+    assert_eq!(values, [Value::Boolean(true), Value::Boolean(true), Value::Boolean(false)]);
+    let lasted = Duration::from_nanos(off_ns - states[0].1);
+    let asked = renewed_at - told_at + Duration::from_millis(400);
+    assert!(
+        lasted >= Duration::from_millis(690) && lasted < asked + Duration::from_millis(150),
+        "{lasted:?}"
+    );
     world.sampler.stop().await;
 }
 

@@ -10,6 +10,8 @@ use super::store::StoreError;
 pub struct CommandRow {
     /// What tells it from others; chosen by whoever commands.
     pub id: String,
+    /// `device/channel`: which actuator.
+    pub channel: String,
     /// When it came, in nanoseconds since 1970.
     pub received_ns: i64,
     /// When it stops being wanted, in nanoseconds since 1970.
@@ -53,13 +55,26 @@ fn begin(db: &Connection, row: &CommandRow) -> Result<Begun, StoreError> {
     if let Some(outcome) = known {
         return Ok(Begun::Known(outcome));
     }
-    db.prepare_cached("INSERT INTO command (id, received, expires) VALUES (?, ?, ?)")?.execute(params![
-        row.id,
-        row.received_ns,
-        row.expires_ns
-    ])?;
+    db.prepare_cached("INSERT INTO command (id, channel, received, expires) VALUES (?, ?, ?, ?)")?
+        .execute(params![row.id, row.channel, row.received_ns, row.expires_ns])?;
     db.prepare_cached("DELETE FROM command WHERE n <= ?")?.execute([db.last_insert_rowid() - KEPT])?;
     Ok(Begun::New)
+}
+
+/// Commands that were begun and have no outcome, oldest first.
+pub(super) fn unfinished(db: &Connection) -> Result<Vec<CommandRow>, StoreError> {
+    let mut rows = db.prepare_cached(
+        "SELECT id, channel, received, expires FROM command WHERE outcome IS NULL ORDER BY n",
+    )?;
+    let rows = rows.query_map([], |row| {
+        Ok(CommandRow {
+            id: row.get(0)?,
+            channel: row.get(1)?,
+            received_ns: row.get(2)?,
+            expires_ns: row.get(3)?,
+        })
+    })?;
+    Ok(rows.collect::<Result<_, _>>()?)
 }
 
 /// Ids kept: a command that is repeated after so many others is a new one.

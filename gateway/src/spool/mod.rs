@@ -249,13 +249,26 @@ impl Spool {
         self.tell(|reply| writer::Job::Begin { command, reply }).await
     }
 
-    /// Writes down how a command went, as JSON.
+    /// Writes down how a command went, as JSON, and in the same commit the entry that tells the world.
     ///
     /// # Errors
     /// [`SpoolError::Refused`] when it could not be written.
-    pub async fn finish_command(&self, id: &str, outcome: &str) -> Result<(), SpoolError> {
+    pub async fn finish_command(
+        &self,
+        id: &str,
+        outcome: &str,
+        entry: Option<Entry>,
+    ) -> Result<(), SpoolError> {
         let (id, outcome) = (id.to_owned(), outcome.to_owned());
-        self.tell(|reply| writer::Job::Finish { id, outcome, reply }).await
+        self.tell(|reply| writer::Job::Finish { id, outcome, entry, reply }).await
+    }
+
+    /// Commands that were begun and have no outcome, oldest first: at the start, those that were cut short.
+    ///
+    /// # Errors
+    /// [`SpoolError::Unreadable`], [`SpoolError::Closed`].
+    pub async fn unfinished_commands(&self) -> Result<Vec<CommandRow>, SpoolError> {
+        self.look_up(|reply| writer::Job::Unfinished { reply }).await
     }
 
     /// What is kept under `key`: small things that have to last, as [`Spool::set_meta`] left them.

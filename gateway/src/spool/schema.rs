@@ -128,7 +128,7 @@ fn create_since_2(db: &Connection) -> Result<(), StoreError> {
                               PRIMARY KEY (channel, minute)) WITHOUT ROWID;
          CREATE TABLE guess (boot INTEGER, channel INTEGER, minute INTEGER, n INTEGER, min REAL, max REAL,
                              sum REAL, PRIMARY KEY (boot, channel, minute)) WITHOUT ROWID;
-         CREATE TABLE command (n INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE,
+         CREATE TABLE command (n INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE, channel TEXT NOT NULL,
                                received INTEGER NOT NULL, expires INTEGER, outcome TEXT);
          CREATE TABLE blob (key TEXT PRIMARY KEY, value BLOB NOT NULL);",
     )?;

@@ -10,7 +10,7 @@ use rusqlite::config::DbConfig;
 use rusqlite::{Connection, ErrorCode, OptionalExtension as _, params};
 
 use super::clocks::{self, Clocks};
-use super::commands::{Begun, CommandStep};
+use super::commands::{self, Begun, CommandRow, CommandStep};
 use super::entry::{Class, ClockRecord, Entry, Gap, wall_columns};
 use super::progress::Progress;
 use super::retention::{Tended, Tending};
@@ -332,6 +332,11 @@ impl Store {
             .prepare_cached("SELECT value FROM blob WHERE key = ?")?
             .query_row([key], |row| row.get(0))
             .optional()?)
+    }
+
+    /// Commands that were begun and have no outcome.
+    pub(super) fn unfinished_commands(&self) -> Result<Vec<CommandRow>, StoreError> {
+        commands::unfinished(&self.db)
     }
 
     pub(super) fn reconfigure(&mut self, options: Options) -> Result<(), StoreError> {

@@ -29,7 +29,8 @@ pub(super) enum Job {
     Progress { uplink: String, reply: Reply<(Progress, Vec<u8>)> },
     Clock { record: ClockRecord, mono: i64, reply: Reply<()> },
     Begin { command: CommandRow, reply: Reply<Begun> },
-    Finish { id: String, outcome: String, reply: Reply<()> },
+    Finish { id: String, outcome: String, entry: Option<Entry>, reply: Reply<()> },
+    Unfinished { reply: Reply<Vec<CommandRow>> },
     Meta { key: String, reply: Reply<Option<Vec<u8>>> },
     SetMeta { key: String, value: Vec<u8>, reply: Reply<()> },
     Reconfigure(Options),
@@ -209,8 +210,12 @@ impl Writer {
                 self.waiting.push(Waiting::Begun(reply));
                 Duration::ZERO
             }
-            Job::Finish { id, outcome, reply } => {
+            Job::Finish { id, outcome, entry, reply } => {
                 self.batch.commands.push(CommandStep::Finish { id, outcome });
+                if let Some(entry) = entry {
+                    self.batch.entries.push(entry);
+                    self.waiting.push(Waiting::Places { count: 1, is_refused: false, reply: None });
+                }
                 self.waiting.push(Waiting::Done(reply));
                 Duration::ZERO
             }
@@ -227,6 +232,11 @@ impl Writer {
                     None => self.store.state(&uplink).map_err(|error| error.to_string()),
                 };
                 let _ = reply.send(state.map(|state| (progress, state)));
+                return None;
+            }
+            Job::Unfinished { reply } => {
+                // What the batch holds is under way, not cut short.
+                let _ = reply.send(self.store.unfinished_commands().map_err(|error| error.to_string()));
                 return None;
             }
             Job::Meta { key, reply } => {

@@ -19,7 +19,7 @@ mod tls;
 
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use futures_util::future::BoxFuture;
 use log::warn;
@@ -32,11 +32,9 @@ use self::backoff::Backoff;
 pub use self::link::Link;
 use self::settings::{Common, Delivery};
 use crate::clock::Clock;
-use crate::command::{Command, Desk};
+use crate::command::{Desk, Remote};
 use crate::config::document::Diagnostic;
-use crate::payload::Format;
 use crate::payload::parcel::Origin;
-use crate::reading::ChannelId;
 use crate::spool::{Seq, Spool};
 
 /// All kinds of uplinks, one line each.
@@ -176,12 +174,13 @@ enum Order {
 #[derive(Clone)]
 pub struct Commands {
     desk: Desk,
-    source: String,
+    uplink: String,
 }
 
 impl Commands {
-    /// Carries out a command to `path`, a `device/channel`; how it went, as JSON. `expires_ns` is in nanoseconds since
-    /// 1970.
+    /// Carries out what came down, at most once, and gives the outcome as JSON. The command needs an id and an expiry,
+    /// from the message (`id`, `expires_ns` since 1970) or from its payload; `path` is `device/channel` or the whole
+    /// topic.
     pub async fn carry_out(
         &self,
         path: &str,
@@ -189,19 +188,8 @@ impl Commands {
         id: Option<String>,
         expires_ns: Option<i64>,
     ) -> serde_json::Value {
-        let answer = |result: Result<String, String>| {
-            let (value, error) = (result.as_ref().ok(), result.as_ref().err());
-            serde_json::json!({ "id": id, "ok": value.is_some(), "value": value, "error": error })
-        };
-        let Some(channel) = ChannelId::parse(path) else { return answer(Err(format!("no channel {path}"))) };
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos();
-        if expires_ns.is_some_and(|expires| i128::from(expires) <= now as i128) {
-            return answer(Err("expired".into()));
-        }
-        let (value, source) = (payload.to_vec(), self.source.clone());
-        let command = Command { channel, format: Format::Text, value, source, id: id.clone() };
-        let outcome = self.desk.carry_out(command).await;
-        answer(outcome.result.map(|value| value.to_string()).map_err(|error| error.to_string()))
+        let remote = Remote { uplink: &self.uplink, path, payload, id, expires_ns };
+        self.desk.carry_out_remote(remote).await
     }
 }
 
@@ -300,7 +288,7 @@ async fn run(
     let UplinkConfig { name, common, setup } = config;
     let Shared { spool, clock, desk, gateway } = shared;
     let origin = Origin { gateway, epoch: spool.epoch() };
-    let commands = Commands { desk, source: format!("uplink {name}") };
+    let commands = Commands { desk, uplink: name.clone() };
     let context = Context { name: name.clone(), origin: origin.clone(), common: common.clone() };
     let opened = Link::open(context.clone(), spool, clock, commands, stop.clone(), status).await;
     let Ok(mut link) = opened else { return };

@@ -1,13 +1,17 @@
-//! TLS towards a peer, by rustls with ring. Verification cannot be switched off; a CA file can be added.
+//! TLS towards a peer, by rustls with ring. Verification cannot be switched off; a CA file can be added. Certificates are
+//! checked by a time with a floor, so that a machine that boots in 1970 still connects.
 
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use anyhow::{Context as _, bail};
 use rustls::pki_types::pem::PemObject as _;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, UnixTime};
+use rustls::time_provider::TimeProvider;
 use serde::Deserialize;
 use tokio_rustls::TlsConnector;
+
+use crate::clock;
 
 /// `tls = { ca = …, certificate = …, key = … }`; an empty table trusts the system's certificates.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
@@ -63,7 +67,7 @@ impl Tls {
             bail!("{}: holds no usable certificate", ca.display());
         }
         let provider = Arc::new(rustls::crypto::ring::default_provider());
-        let builder = rustls::ClientConfig::builder_with_provider(provider)
+        let builder = rustls::ClientConfig::builder_with_details(provider, Arc::new(FlooredTime))
             .with_safe_default_protocol_versions()?
             .with_root_certificates(roots);
         let mut config = match (&self.certificate, &self.key) {
@@ -78,6 +82,16 @@ impl Tls {
         };
         config.alpn_protocols = protocol.into_iter().map(|name| name.as_bytes().to_vec()).collect();
         Ok(TlsConnector::from(Arc::new(config)))
+    }
+}
+
+/// [`clock::floor_time`].
+#[derive(Debug)]
+struct FlooredTime;
+
+impl TimeProvider for FlooredTime {
+    fn current_time(&self) -> Option<UnixTime> {
+        Some(UnixTime::since_unix_epoch(clock::floor_time()))
     }
 }
 

@@ -18,7 +18,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::CommandRequest;
 use super::mailbox::Change;
-use crate::command::Refusal;
+use crate::command::{Refusal, parse_expiry};
 use crate::payload::{self, Format};
 use crate::reading::{Channel, ChannelId, Reading};
 
@@ -235,12 +235,25 @@ impl Shelf {
             Some(coap::Format::SENML_CBOR) => Format::SenmlCbor,
             _ => Format::Text,
         };
+        let (mut id, mut expires_ns) = (None, None);
+        for argument in request.queries() {
+            match argument.split_once('=') {
+                Some(("id", value)) => id = Some(value.to_owned()),
+                Some(("expires", value)) => match parse_expiry(value) {
+                    Ok(unix_ns) => expires_ns = Some(unix_ns),
+                    Err(why) => return refuse(Code::BAD_REQUEST, &why),
+                },
+                _ => return refuse(Code::BAD_REQUEST, "arguments are id=… and expires=…"),
+            }
+        }
         let (reply, outcome) = oneshot::channel();
         let command = CommandRequest {
             channel: shown.channel.id.clone(),
             format,
             value: request.payload.to_vec(),
             source: format!("coap {}", request.peer.address),
+            id,
+            expires_ns,
             reply,
         };
         if self.commands.try_send(command).is_err() {
@@ -483,7 +496,8 @@ fn code_of(refusal: &Refusal) -> Code {
         Refusal::Unknown(_) => Code::NOT_FOUND,
         Refusal::NotAnActuator(_) => Code::METHOD_NOT_ALLOWED,
         Refusal::BadValue(_) => Code::BAD_REQUEST,
-        Refusal::Failed(_) => Code::INTERNAL_SERVER_ERROR,
+        Refusal::Expired | Refusal::ClockUnset => Code::CONFLICT,
+        Refusal::Failed(_) | Refusal::Uncertain(_) => Code::INTERNAL_SERVER_ERROR,
     }
 }
 

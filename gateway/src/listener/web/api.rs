@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 use tokio::sync::broadcast::error::RecvError;
 
 use super::Door;
-use crate::command::{Command, Refusal};
+use crate::command::{Command, Refusal, expiry};
 use crate::gateway::Gateway;
 use crate::payload::{self, Format};
 use crate::reading::{ChannelId, Reading};
@@ -160,6 +160,7 @@ pub struct Order {
     channel: String,
     value: Value,
     id: Option<String>,
+    expires: Option<Value>,
 }
 
 /// Carries a command out and says how it went.
@@ -183,15 +184,22 @@ pub async fn command(
         Door::Tcp(peer) => format!("http {peer}"),
         Door::Control => "control".into(),
     };
-    let command = Command { channel, format: Format::Text, value: value.into_bytes(), source, id: order.id };
+    let expires_ns = match order.expires.as_ref().map(expiry).transpose() {
+        Ok(expires_ns) => expires_ns,
+        Err(why) => return refuse(StatusCode::BAD_REQUEST, &why),
+    };
+    let (format, value, id) = (Format::Text, value.into_bytes(), order.id);
+    let command = Command { channel, format, value, source, id, expires_ns, not_after: None };
+    let channel = command.channel.clone();
     let outcome = gateway.desk.carry_out(command).await;
     let code = match &outcome.result {
         Ok(_) => StatusCode::OK,
         Err(Refusal::Unknown(_)) => StatusCode::NOT_FOUND,
         Err(Refusal::NotAnActuator(_) | Refusal::BadValue(_)) => StatusCode::BAD_REQUEST,
-        Err(Refusal::Failed(_)) => StatusCode::BAD_GATEWAY,
+        Err(Refusal::Expired | Refusal::ClockUnset) => StatusCode::CONFLICT,
+        Err(Refusal::Failed(_) | Refusal::Uncertain(_)) => StatusCode::BAD_GATEWAY,
     };
-    (code, Json(outcome.json(&gateway.clock.stamp()))).into_response()
+    (code, Json(outcome.json(&channel, &gateway.clock.stamp()))).into_response()
 }
 
 /// Reads the configuration again; over the control socket only.

@@ -286,7 +286,8 @@ impl Worker<'_> {
             vec![("blob", number)]
         } else {
             let id = number.to_string();
-            let command = CommandRow { id: id.clone(), received_ns: 1, expires_ns: None };
+            let command =
+                CommandRow { id: id.clone(), channel: "pump/state".into(), received_ns: 1, expires_ns: None };
             let begun = spool.begin_command(command).await.map_err(|error| error.to_string())?;
             if begun != Begun::New {
                 return Err(format!("a new command is {begun:?}"));
@@ -294,7 +295,7 @@ impl Worker<'_> {
             let mut promise = self.promise(life, spool);
             promise.written.push(("command", number));
             life.promises.push(promise);
-            spool.finish_command(&id, "done").await.map_err(|error| error.to_string())?;
+            spool.finish_command(&id, "done", None).await.map_err(|error| error.to_string())?;
             vec![("outcome", number)]
         };
         let mut promise = self.promise(life, spool);
