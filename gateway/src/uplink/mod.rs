@@ -178,9 +178,9 @@ pub struct Commands {
 }
 
 impl Commands {
-    /// Carries out what came down, at most once, and gives the outcome as JSON. The command needs an id and an expiry,
-    /// from the message (`id`, `expires_ns` since 1970) or from its payload; `path` is `device/channel` or the whole
-    /// topic.
+    /// Carries out what came down and may have waited anywhere, at most once, and gives the outcome as JSON. It needs an
+    /// id and an expiry, from the message (`id`, `expires_ns` since 1970) or from its payload; `path` is
+    /// `device/channel` or the whole topic.
     pub async fn carry_out(
         &self,
         path: &str,
@@ -188,8 +188,20 @@ impl Commands {
         id: Option<String>,
         expires_ns: Option<i64>,
     ) -> serde_json::Value {
-        let remote = Remote { uplink: &self.uplink, path, payload, id, expires_ns };
-        self.desk.carry_out_remote(remote).await
+        let uplink = &self.uplink;
+        self.desk.carry_out_remote(Remote { uplink, path, payload, id, expires_ns, is_fresh: false }).await
+    }
+
+    /// The same for what cannot have waited: the peer hands it on at once or not at all.
+    pub async fn carry_out_fresh(
+        &self,
+        path: &str,
+        payload: &[u8],
+        id: Option<String>,
+        expires_ns: Option<i64>,
+    ) -> serde_json::Value {
+        let uplink = &self.uplink;
+        self.desk.carry_out_remote(Remote { uplink, path, payload, id, expires_ns, is_fresh: true }).await
     }
 }
 
