@@ -3,6 +3,7 @@
 import { html } from "./html.js";
 import { useStore } from "./store.js";
 import { count, duration, number, plain, size } from "./format.js";
+import { amount } from "./drain.js";
 import { Gaps } from "./gaps.js";
 import { Meter } from "./meter.js";
 import { Uplink, isRaised } from "./uplink.js";
@@ -73,7 +74,7 @@ function Basin({ store, spool, uplinks }) {
         <div><dt>Readings kept</dt><dd>${count(spool.entries ?? 0)}</dd></div>
         <div><dt>Reaching back</dt><dd>${reach}</dd></div>
         <div><dt>Coming in</dt><dd>${number(spool.appended_per_s ?? 0, 1)}<small>${" "}/s</small></dd></div>
-        <div><dt>Room for an outage of</dt><dd data-testid="capacity">${hours(capacityS(spool))}</dd></div>
+        <div><dt>Room for an outage of</dt><dd data-testid="capacity">${hours(capacityS(spool, uplinks))}</dd></div>
       </dl>
       <${Meter} label="Spool space used" used=${spool.bytes ?? 0} limit=${spool.quota_bytes ?? 0} isBad=${share > 0.9}>
         ${size(spool.bytes ?? NaN)} of ${size(spool.quota_bytes ?? NaN)} on disk
@@ -110,14 +111,15 @@ function NoUplink() {
   `;
 }
 
-// How long everything that comes in at today's rate finds room. What uplinks have makes room first, so an outage has
-// the whole of it.
-function capacityS(spool) {
+// How long everything that comes in as fast as now finds room. What every uplink has makes room first, so only what
+// waits takes some of it; at nine tenths the gateway begins to thin out or to drop.
+function capacityS(spool, uplinks) {
   if (Number.isFinite(spool.capacity_s)) return spool.capacity_s;
   const { bytes, entries, quota_bytes: quota, appended_per_s: perS } = spool;
   // An almost empty database is mostly its own pages: it says nothing of what a reading takes.
   if (!(entries >= 2000 && perS > 0 && bytes > 0 && quota > 0)) return NaN;
-  return quota / ((bytes / entries) * perS);
+  const waiting = Math.max(0, ...uplinks.map((one) => amount(one.waiting)));
+  return Math.max(0, (0.9 * quota) / (bytes / entries) - waiting) / perS;
 }
 
 function hours(seconds) {
