@@ -7,6 +7,7 @@ import { getJson, poll } from "./api.js";
 import { Header, TideLine } from "./header.js";
 import { Readings } from "./tiles.js";
 import { ChartDialog } from "./chart.js";
+import { Alarms } from "./alarms.js";
 import { Spool } from "./spool.js";
 import { Health } from "./health.js";
 import { Connect } from "./connect.js";
@@ -88,6 +89,7 @@ function Page() {
     <a class="skip" href="#readings">Skip to the readings</a>
     <${Header} store=${store} />
     <main class=${store.link.state === "live" ? "page" : "page is-stale"}>
+      <${Alarms} store=${store} />
       <${TideLine} store=${store} />
       <${ApiTrouble} store=${store} />
       <div class="columns">

@@ -26,22 +26,34 @@ export function count(value) {
   return value >= 1e6 ? `${number(value / 1e6, value >= 1e7 ? 0 : 1)} M` : number(Math.round(value));
 }
 
+// The space before a unit does not break.
+
 /** Bytes in binary steps: `512 B`, `1.20 MiB`. */
 export function bytes(value) {
   const scale = scaleOf("By", value);
-  return `${number(value / scale.per, scale.digits(value / scale.per))} ${scale.label}`;
+  return `${number(value / scale.per, scale.digits(value / scale.per))}\u00a0${scale.label}`;
+}
+
+/** Bytes in decimal steps, as the configuration and the shops write them: `512 B`, `120 MB`, `1.5 GB`. */
+export function size(value) {
+  if (!Number.isFinite(value)) return "–";
+  let step = 0;
+  while (step < SIZES.length - 1 && value >= 999.5 * 1000 ** step) step += 1;
+  const shown = value / 1000 ** step;
+  // A limit is a round number: `1 GB`, not `1.00 GB`.
+  return `${number(shown, step === 0 || Number.isInteger(shown) ? 0 : threeFigures(shown))}\u00a0${SIZES[step]}`;
 }
 
 /** A length of time in seconds, at most two steps of it: `8 s`, `3 min`, `2 h 5 min`, `4 d 3 h`. */
 export function duration(seconds) {
   if (!Number.isFinite(seconds)) return "–";
   const s = Math.max(0, seconds);
-  if (s < 10 && s % 1 >= 0.05) return `${number(s, 1)} s`;
-  if (s < 119.5) return `${Math.round(s)} s`;
-  if (s < 3600) return `${Math.floor(s / 60)} min`;
+  if (s < 10 && s % 1 >= 0.05) return `${number(s, 1)}\u00a0s`;
+  if (s < 119.5) return `${Math.round(s)}\u00a0s`;
+  if (s < 3600) return `${Math.floor(s / 60)}\u00a0min`;
   const [big, bigName, small, smallName] = s < 86400 ? [3600, "h", 60, "min"] : [86400, "d", 3600, "h"];
   const rest = Math.floor((s % big) / small);
-  return `${Math.floor(s / big)} ${bigName}${rest ? ` ${rest} ${smallName}` : ""}`;
+  return `${Math.floor(s / big)}\u00a0${bigName}${rest ? ` ${rest}\u00a0${smallName}` : ""}`;
 }
 
 /** How long ago, for a person: `now`, `12 s ago`, `3 h ago`. */
@@ -146,6 +158,8 @@ function threeFigures(shown) {
 
 // Control characters, and those that turn the direction of the text around them (Trojan Source).
 const UNPRINTABLE = /[\u0000-\u001f\u007f-\u009f\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff]/g;
+
+const SIZES = ["B", "kB", "MB", "GB", "TB"];
 
 const LABELS = {
   Cel: "°C",

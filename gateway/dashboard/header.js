@@ -3,7 +3,8 @@
 import { html, useState } from "./html.js";
 import { useStore } from "./store.js";
 import { count, duration, pick, plain } from "./format.js";
-import { isOpen, uplinkName } from "./spool.js";
+import { isBacklog } from "./drain.js";
+import { isOpen, isSpent, uplinkName } from "./uplink.js";
 
 /** Gateway name and the chips: link, health, clock, theme. */
 export function Header({ store }) {
@@ -135,13 +136,19 @@ function tide(store) {
     const names = `Uplink${shut.length > 1 ? "s" : ""} ${shut.map(uplinkName).join(" and ")}`;
     return { mood: "shut", text: `${names} cannot be reached. ${count(waiting)} readings wait safely on disk.${when}` };
   }
-  const fullest = uplinks.reduce((most, one) => (one.waiting > most.waiting ? one : most));
   const names = uplinks.map(uplinkName).join(" and ");
-  // A handful is always on its way; that is no backlog.
-  if ((fullest.waiting ?? 0) <= Math.max(50, 5 * (status.spool?.appended_per_s ?? 0))) {
+  const backlogs = uplinks.filter((one) => isBacklog(one, status.spool?.appended_per_s));
+  if (!backlogs.length) {
     return { mood: "open", text: `The gate is open: ${names} ${uplinks.length > 1 ? "have" : "has"} every reading.` };
   }
-  return { mood: "draining", text: `Draining to ${uplinkName(fullest)}: ${count(fullest.waiting)} readings still wait.` };
+  const fullest = backlogs.reduce((most, one) => (one.waiting > most.waiting ? one : most));
+  const [name, waiting] = [uplinkName(fullest), count(fullest.waiting ?? 0)];
+  if (isSpent(fullest)) {
+    return { mood: "shut", text: `${name} has used up this month’s bytes: ${waiting} readings wait, alarms go out.` };
+  }
+  const { leftS } = store.drains.of(fullest.name);
+  const left = Number.isFinite(leftS) ? `, about ${duration(Math.ceil(leftS))} more` : "";
+  return { mood: "draining", text: `Draining to ${name}: ${waiting} readings still wait${left}.` };
 }
 
 function linkSentence(link) {

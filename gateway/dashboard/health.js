@@ -129,7 +129,6 @@ function Self({ store, status }) {
       <dt>Memory</dt><dd>${bytes(status.memory_bytes ?? NaN)}</dd>
       <dt>Boot</dt><dd><code>${plain(status.boot, 40)}</code></dd>
       <dt>Its clock</dt><dd>${moment(store.now())}, ${clockWords(status.time?.quality)}</dd>
-      <dt>Disk writes</dt><dd>${bytes(status.spool?.written_today_bytes ?? NaN)} today</dd>
     </dl>
   `;
 }

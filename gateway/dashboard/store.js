@@ -3,6 +3,7 @@
 
 import { useEffect, useReducer } from "./html.js";
 import { plain } from "./format.js";
+import { Drains } from "./drain.js";
 
 /** The page's whole state. Parts are named: `link`, `status`, `channels`, `device:<name>`, `channel:<id>`, `tick`. */
 export class Store {
@@ -15,6 +16,8 @@ export class Store {
   apiError = "";
   channels = new Map();
   devices = new Map();
+  /** How the uplinks' backlogs go down. */
+  drains = new Drains();
   /** Messages that were not taken up, because of their name or because there were too many channels. */
   ignored = 0;
   #skewMs = 0;
@@ -66,6 +69,7 @@ export class Store {
     const said = Date.parse(status.time?.now);
     if (Number.isFinite(said)) this.#skewMs = said + roundTripMs / 2 - this.statusAt;
     this.gateway ||= status.gateway;
+    this.drains.take(list(status.uplinks), this.statusAt);
     for (const told of list(status.devices)) this.#device(told.name, { ...told, isListed: true });
     this.setApiError("");
     this.changed("status");

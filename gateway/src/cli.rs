@@ -2,9 +2,9 @@
 
 mod bench;
 mod show;
+mod spool;
 mod verify;
 
-use std::fmt::Write as _;
 use std::io::{self, IsTerminal as _, Write as _};
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -15,9 +15,8 @@ use serde_json::{Value as Json, json};
 
 use crate::config::{Config, Rejected};
 use crate::control::Control;
+use crate::count;
 use crate::logging::no_colour;
-use crate::spool::{Offline, Seq};
-use crate::{count, export as log_export, paths};
 
 /// Edge gateway: reads sensors, serves them over MQTT and CoAP, keeps them safe, forwards them.
 #[derive(Debug, Parser)]
@@ -58,20 +57,10 @@ pub enum Verb {
         count: Option<usize>,
     },
     /// Write the stored log to stdout; works on a stopped gateway too
-    Export {
-        /// Only this channel, as in cellar/temperature
-        #[arg(long)]
-        channel: Option<String>,
-        /// From this time on: RFC 3339 or seconds since 1970
-        #[arg(long, value_name = "TIME", value_parser = parse_time)]
-        from: Option<f64>,
-        /// Up to this time, excluded
-        #[arg(long, value_name = "TIME", value_parser = parse_time)]
-        to: Option<f64>,
-        /// csv, or jsonl: one JSON object a line
-        #[arg(long, default_value = "csv", value_parser = ["csv", "jsonl"])]
-        format: String,
-    },
+    Export(spool::Selection),
+    /// What waits, what stands where, whether it is sound; give up or send again by hand
+    #[command(subcommand)]
+    Spool(spool::SpoolVerb),
     /// Tell an actuator a value, and wait for how it went
     Set {
         /// As in pump/state
@@ -183,10 +172,8 @@ pub async fn perform(cli: &Cli, verb: &Verb) -> Result<ExitCode> {
             Ok(ExitCode::SUCCESS)
         }
         Verb::Tail { prefix, count } => tail(cli, prefix.as_deref(), *count).await,
-        Verb::Export { channel, from, to, format } => {
-            let format = if cli.json { "jsonl" } else { format };
-            export(cli, channel.as_deref(), *from, *to, format).await
-        }
+        Verb::Export(selection) => spool::export(cli, selection).await,
+        Verb::Spool(verb) => spool::perform(cli, verb).await,
         Verb::Set { channel, value, id, expires } => {
             let order = json!({ "channel": channel, "value": value, "id": id, "expires": expires });
             let (is_ok, outcome) =
@@ -258,57 +245,6 @@ async fn tail(cli: &Cli, prefix: Option<&str>, most: Option<usize>) -> Result<Ex
     Ok(ExitCode::SUCCESS)
 }
 
-/// From the running gateway, else from the files of a stopped one.
-async fn export(
-    cli: &Cli,
-    channel: Option<&str>,
-    from: Option<f64>,
-    to: Option<f64>,
-    format: &str,
-) -> Result<ExitCode> {
-    match Control::connect(cli.state_dir.as_deref()).await {
-        Ok(mut control) => {
-            let mut path = format!("/api/v1/export?format={format}");
-            if let Some(channel) = channel {
-                // Names need no escaping; what is no name is refused there.
-                let _ = write!(path, "&channel={}", channel.replace(['&', '#', '%', ' ', '+', '?'], "_"));
-            }
-            for (key, time) in [("from", from), ("to", to)] {
-                if let Some(time) = time {
-                    let _ = write!(path, "&{key}={time}");
-                }
-            }
-            control.stream(&path, |piece| Ok(io::stdout().write_all(piece).is_ok())).await?;
-        }
-        Err(_) => {
-            let state =
-                paths::state_directory(cli.state_dir.as_deref()).map_err(|error| anyhow::anyhow!(error))?;
-            let mut spool = Offline::open(&state)?;
-            // The configuration may be gone or wrong; the log has no name of its own then.
-            let gateway = crate::load_config(cli.config.as_deref())
-                .map_or_else(|_| "tidegate".into(), |config| config.gateway.name);
-            let is_csv = format == "csv";
-            if is_csv {
-                print(log_export::CSV_HEAD);
-            }
-            let mut after = Seq(0);
-            loop {
-                let entries = spool.read_after(after, 1000)?;
-                let Some(last) = entries.last() else { break };
-                after = last.seq;
-                let mut text = String::new();
-                for entry in entries.iter().filter(|entry| log_export::is_chosen(entry, channel, from, to)) {
-                    log_export::write_entry(&mut text, &gateway, entry, is_csv);
-                }
-                if !print(&text) {
-                    break;
-                }
-            }
-        }
-    }
-    Ok(ExitCode::SUCCESS)
-}
-
 /// Writes to stdout; `false` when nobody reads any more (`tidegate tail | head`).
 fn print(text: &str) -> bool {
     io::stdout().write_all(text.as_bytes()).and_then(|()| io::stdout().flush()).is_ok()
@@ -336,6 +272,7 @@ Examples:
   tidegate check -c barn.toml       say all that is wrong with a configuration
   tidegate tail cellar              follow the readings of one device
   tidegate set pump/state on        switch an actuator
+  tidegate spool stat               say what waits for whom, and how long it lasts
   tidegate export --channel cellar/temperature --from 2026-11-20T00:00:00Z > cellar.csv
 
 Exit codes: 0 done, 1 failed or not well, 3 complete but for recorded losses (verify-ledger), 78 the configuration cannot be used";

@@ -182,9 +182,9 @@ async fn uplink_json(gateway: &Gateway, handle: &uplink::Handle, stats: &Stats, 
         "next_try_s": status.next_try.map(|at| at.saturating_duration_since(std::time::Instant::now()).as_secs_f64()),
         "waiting": waiting, "oldest_age_s": age_s, "lag_s": age_s.unwrap_or(0.0), "in_flight": status.in_flight,
         "confirmed": status.confirmed, "rate_per_s": status.rate, "cursor": status.cursor,
-        "delivery": common.delivery.as_str(), "window": common.window,
+        "doubtful": status.doubtful, "delivery": common.delivery.as_str(), "window": common.window,
         "lanes": {
-            "alarm": alarms, "live": stats.last_seq.saturating_sub(status.cursor), "backfill": status.backfill,
+            "alarm": alarms, "live": waiting.saturating_sub(status.backfill), "backfill": status.backfill,
         },
         "drain_s": (status.rate > 0.0 && waiting > 0).then(|| waiting as f64 / status.rate),
         "sent_this_month_bytes": status.sent_this_month, "monthly_budget_bytes": status.monthly_budget,
@@ -196,7 +196,8 @@ async fn uplink_json(gateway: &Gateway, handle: &uplink::Handle, stats: &Stats, 
 fn waiting(status: &uplink::Status, stats: &Stats) -> u64 {
     // What was dropped is not waited for any more.
     let before_first = stats.first_seq.saturating_sub(1);
-    stats.last_seq.saturating_sub(status.cursor.max(before_first)) + status.backfill
+    stats.last_seq.saturating_sub(status.cursor.max(before_first)).saturating_sub(status.ahead)
+        + status.backfill
 }
 
 fn seconds(duration: Duration) -> String {

@@ -13,7 +13,6 @@ mod gateway;
 mod health;
 mod home_assistant;
 mod intake;
-#[expect(dead_code, reason = "manifests are written once the spool takes them")]
 mod ledger;
 mod listener;
 mod live;
@@ -24,6 +23,7 @@ mod payload;
 mod reading;
 mod sampler;
 mod spool;
+mod stock;
 mod supervise;
 mod uplink;
 mod users;

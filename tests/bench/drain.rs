@@ -107,7 +107,9 @@ fn watch_mqtt(broker: SocketAddr) -> impl Fn() -> Vec<f64> {
         // It ends with the broker.
         while let Ok(message) = client.read(Duration::from_secs(1)) {
             if let Some(Incoming::Publish { payload, .. }) = message {
-                pings(&String::from_utf8_lossy(&payload)).for_each(|delay| drop(sender.send(delay)));
+                pings(&String::from_utf8_lossy(&payload)).for_each(|delay| {
+                    let _ = sender.send(delay);
+                });
             }
         }
     });

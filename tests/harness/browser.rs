@@ -122,6 +122,40 @@ impl Chromium {
         std::fs::write(path, png).unwrap_or_else(|e| panic!("cannot write {}: {e}", path.display()));
     }
 
+    /// Writes one element with a little of its ground around it to a PNG file, also what a scroll would bring.
+    ///
+    /// # Panics
+    /// When there is no such element.
+    pub fn screenshot_of(&self, selector: &str, path: &Path) {
+        self.settle();
+        let place = self.run(&format!(
+            "const box = document.querySelector({selector:?}).getBoundingClientRect(), edge = 12;
+             return {{ x: Math.max(0, box.x + scrollX - edge), y: Math.max(0, box.y + scrollY - edge),
+                       width: box.width + 2 * edge, height: box.height + 2 * edge, scale: 1 }}"
+        ));
+        let shot = self.devtools(
+            "Page.captureScreenshot",
+            &json!({"format": "png", "clip": place, "captureBeyondViewport": true}),
+        );
+        let png = base64(shot["data"].as_str().expect("a screenshot is text"));
+        assert!(png.starts_with(b"\x89PNG"), "a screenshot is a PNG");
+        std::fs::write(path, png).unwrap_or_else(|e| panic!("cannot write {}: {e}", path.display()));
+    }
+
+    /// Waits until what changes gradually has changed and is drawn.
+    pub fn settle(&self) {
+        self.run(
+            "const frame = () => new Promise(requestAnimationFrame);
+             const gradual = document.getAnimations().filter(one => one instanceof CSSTransition);
+             return frame().then(() => Promise.allSettled(gradual.map(one => one.finished))).then(frame).then(() => 1)",
+        );
+    }
+
+    /// Runs a script in every page opened from now on, before the page's own.
+    pub fn run_first(&self, script: &str) {
+        self.devtools("Page.addScriptToEvaluateOnNewDocument", &json!({ "source": script }));
+    }
+
     /// What the console has said since it was asked last, level first: warnings and worse come from the browser too.
     pub fn console(&self) -> Vec<String> {
         let entries = self.command("se/log", &json!({"type": "browser"}));

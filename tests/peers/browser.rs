@@ -4,10 +4,13 @@
 use std::time::Duration;
 
 use harness::{
-    Chromium, FaultProxy, Mosquitto, MqttClient, Tidegate, Viewport, out_dir, request, wait_until,
+    Chromium, FaultProxy, Mode, Mosquitto, MqttClient, Tidegate, Viewport, out_dir, request, wait_until,
 };
+use serde_json::{Value, json};
 
 const SECOND: Duration = Duration::from_secs(1);
+/// Waiting so long that the live lane jumps and the backfill lane takes some time.
+const BACKLOG: u64 = 12_000;
 
 const DEVICES: &str = r#"
 [[device]]
@@ -123,17 +126,275 @@ fn the_page_tells_when_the_uplink_or_the_gateway_is_away_and_comes_back_by_itsel
     browser.open(&format!("http://{}/", gateway.http()));
     let state = "document.querySelector('[data-uplink=cloud]').dataset.state";
     browser.wait_for(&format!("{state} === 'connected'"), 15 * SECOND);
-    wire.set(harness::Mode::Refuse);
+    wire.set(Mode::Refuse);
     wire.cut();
     browser.wait_for(&format!("{state} !== 'connected'"), 15 * SECOND);
     browser.screenshot(&out_dir().join("page-uplink-away.png"));
-    wire.set(harness::Mode::Pass);
+    wire.set(Mode::Pass);
     gateway.kill();
     browser.wait_for("document.querySelector('main.is-stale')", 15 * SECOND);
     browser.screenshot(&out_dir().join("page-gateway-away.png"));
     gateway.start();
     browser.wait_for("!document.querySelector('main.is-stale')", 60 * SECOND);
     browser.wait_for(&format!("{state} === 'connected'"), 60 * SECOND);
+}
+
+/// A text of the uplink's row, by the name that it carries for tests.
+fn in_row(name: &str) -> String {
+    format!("document.querySelector('[data-uplink=cloud] [data-testid={name}]')?.textContent")
+}
+
+/// How much waits on a lane, as the page shows it.
+fn waits(browser: &Chromium, lane: &str) -> u64 {
+    let found = browser.run(&format!(
+        "return Number(document.querySelector('[data-uplink=cloud] [data-lane={lane}]').dataset.waits)"
+    ));
+    found.as_u64().unwrap_or_else(|| panic!("lane {lane}: {found}"))
+}
+
+/// The text that an expression gives.
+fn text(browser: &Chromium, expression: &str) -> String {
+    browser.run(&format!("return {expression}")).as_str().unwrap_or_default().to_owned()
+}
+
+/// The spool's card by day, by night and on a phone, without loading the page anew: it would forget what it has seen.
+fn take_pictures(browser: &Chromium, name: &str) {
+    for (end, viewport, dark) in [
+        ("", Viewport { scale: 2.0, ..Viewport::DESKTOP }, false),
+        ("-dark", Viewport { scale: 2.0, ..Viewport::DESKTOP }, true),
+        ("-phone", Viewport::PHONE, false),
+    ] {
+        browser.resize(viewport);
+        browser.prefer_dark(dark);
+        let width = browser.run("return document.documentElement.scrollWidth - innerWidth");
+        assert!(
+            width.as_i64().unwrap() <= 0,
+            "{name}{end}: the page is {width} pixels wider than the screen"
+        );
+        browser.screenshot_of("#spool", &out_dir().join(format!("{name}{end}.png")));
+    }
+    browser.resize(Viewport::DESKTOP);
+}
+
+#[test]
+fn the_spool_card_shows_an_outage_and_how_it_drains() {
+    let broker = Mosquitto::start();
+    let wire = FaultProxy::start(broker.address());
+    let cloud = uplink(&wire) + "rate = \"400kB/s\"\n";
+    let devices = DEVICES.replace("250ms", "5ms");
+    let gateway = Tidegate::builder().tables(&devices).tables(&cloud).start();
+    let browser = Chromium::start();
+    browser.resize(Viewport::DESKTOP);
+    browser.open(&format!("http://{}/", gateway.http()));
+    let row = "document.querySelector('[data-uplink=cloud]')";
+    let lane = |name: &str| format!("{row}.querySelector('[data-lane={name}]')");
+    let tide = "document.querySelector('.tideline').textContent";
+    browser.wait_for(&format!("{row}.dataset.state === 'connected'"), 20 * SECOND);
+    browser.wait_for(&format!("{}.matches('.is-flowing')", lane("live")), 20 * SECOND);
+    browser.wait_for(&format!("{tide}.includes('The gate is open: cloud has every reading')"), 20 * SECOND);
+    let delivery = text(&browser, &in_row("delivery"));
+    assert!(delivery.starts_with("At least once."), "{delivery}");
+    let durability = text(&browser, "document.querySelector('[data-testid=durability]').textContent");
+    assert!(durability.trim().starts_with("A power cut now loses at most"), "{durability}");
+
+    wire.set(Mode::Refuse);
+    wire.cut();
+    browser.wait_for(&format!("{row}.dataset.state === 'backoff'"), 20 * SECOND);
+    // So much that the live lane leaves it to the backfill lane.
+    let waiting = || gateway.status()["uplinks"][0]["waiting"].as_u64();
+    wait_until(120 * SECOND, || (waiting()? > BACKLOG).then_some(())).expect("readings wait");
+    browser.wait_for(&format!("Number({}.dataset.waits) > {BACKLOG}", lane("live")), 20 * SECOND);
+    let told = text(&browser, tide);
+    assert!(told.contains("Uplink cloud cannot be reached"), "{told}");
+    assert_eq!(text(&browser, &in_row("drain")), "What waits is safe on disk, in order.");
+    let capacity = "document.querySelector('[data-testid=capacity]').textContent";
+    browser.wait_for(&format!("/^[0-9,]+\\s(min|h|d)$/.test({capacity})"), 20 * SECOND);
+    // What came of a command is as urgent as an alarm.
+    browser.run("document.querySelector('[data-channel=\"pump/state\"] [role=switch]').click()");
+    browser.wait_for(&format!("Number({}.dataset.waits) > 0", lane("alarm")), 10 * SECOND);
+    take_pictures(&browser, "spool-outage");
+
+    wire.set(Mode::Pass);
+    browser.wait_for(&format!("{row}.dataset.draining === 'yes'"), 90 * SECOND);
+    let said = r"/^[2-7]\d % of the backfill is out; the rest is out in about .*\. New readings go out meanwhile\.$/";
+    browser.wait_for(&format!("{said}.test({})", in_row("drain")), 30 * SECOND);
+    for name in ["live", "backfill"] {
+        browser.wait_for(&format!("{}.matches('.is-flowing')", lane(name)), 10 * SECOND);
+    }
+    assert_eq!(waits(&browser, "alarm"), 0, "what is urgent goes first");
+    let (left, before) = (waits(&browser, "backfill"), gateway.status()["uplinks"][0].clone());
+    take_pictures(&browser, "spool-draining");
+    browser.wait_for(&format!("Number({}.dataset.waits) < {left}", lane("backfill")), 20 * SECOND);
+    // What the page says is so: the newest goes out while the past follows.
+    let after = gateway.status()["uplinks"][0].clone();
+    assert!(after["cursor"].as_u64() > before["cursor"].as_u64(), "the live lane stands still: {after}");
+    assert!(after["lanes"]["live"].as_u64() < Some(BACKLOG / 2), "the live lane is behind: {after}");
+
+    browser.wait_for(&format!("{row}.dataset.draining === 'no'"), 120 * SECOND);
+    browser.wait_for(&format!("{tide}.includes('cloud has every reading')"), 20 * SECOND);
+    assert_eq!(waits(&browser, "backfill"), 0);
+    browser.wait_for("document.querySelector('.gaps-none')", SECOND);
+    assert_eq!(complaints(&browser), Vec::<String>::new());
+}
+
+#[test]
+fn a_used_up_month_is_shown_as_what_it_is() {
+    let broker = Mosquitto::start();
+    let wire = FaultProxy::start(broker.address());
+    let cloud = uplink(&wire) + "monthly_budget = \"100kB\"\n";
+    let devices = DEVICES.replace("250ms", "20ms");
+    let gateway = Tidegate::builder().tables(&devices).tables(&cloud).start();
+    let browser = Chromium::start();
+    browser.resize(Viewport::DESKTOP);
+    browser.open(&format!("http://{}/", gateway.http()));
+    browser.wait_for(&format!(r"/of 100\skB this month/.test({})", in_row("budget")), 20 * SECOND);
+    browser
+        .wait_for(&format!("{}?.startsWith('This month’s bytes are used up')", in_row("drain")), 60 * SECOND);
+    let tide = text(&browser, "document.querySelector('.tideline').textContent");
+    assert!(tide.contains("cloud has used up this month’s bytes"), "{tide}");
+    browser.screenshot_of("#spool", &out_dir().join("spool-budget.png"));
+}
+
+#[test]
+fn what_made_room_is_listed_as_lost_with_its_reason() {
+    let broker = Mosquitto::start();
+    let wire = FaultProxy::start(broker.address());
+    wire.set(Mode::Refuse);
+    let spool = "[spool]\nmax_size = \"2MB\"\nwhen_full = \"drop-oldest\"\n";
+    let gateway = Tidegate::builder()
+        .mqtt("forward = [\"plant/#\"]")
+        .tables(spool)
+        .tables(DEVICES)
+        .tables(&uplink(&wire))
+        .start();
+    let browser = Chromium::start();
+    browser.resize(Viewport::DESKTOP);
+    browser.open(&format!("http://{}/", gateway.http()));
+    browser.wait_for("document.querySelector('.gaps-none')", 20 * SECOND);
+    let mut press = MqttClient::connect(gateway.mqtt(), "press").unwrap();
+    for n in 0..1500 {
+        press.publish_and_wait("plant/press/log", &vec![b'a' + (n % 26) as u8; 4000], 1).unwrap();
+    }
+    let lost = wait_until(20 * SECOND, || {
+        let gaps = gateway.status()["spool"]["gaps"].clone();
+        let lost: u64 = gaps.as_array()?.iter().filter_map(|gap| gap["count"].as_u64()).sum();
+        (lost > 0).then_some(lost)
+    });
+    assert!(lost > Some(100), "{lost:?} were lost");
+    let gap = "document.querySelector('[data-reason=quota]')?.textContent";
+    browser.wait_for(
+        &format!("{gap}?.includes('the size limit was reached while an uplink was away')"),
+        10 * SECOND,
+    );
+    let title = text(&browser, "document.querySelector('#gaps-title').textContent");
+    assert!(title.ends_with("readings are missing"), "{title}");
+    browser.screenshot_of("#spool", &out_dir().join("spool-gaps.png"));
+}
+
+#[test]
+fn how_a_backlog_goes_down_is_measured_and_not_guessed() {
+    let gateway = Tidegate::builder().start();
+    let browser = Chromium::start();
+    browser.open(&format!("http://{}/", gateway.http()));
+    // Each row: seconds, state, waiting, backfill, confirmed.
+    let follow = |rows: &str| -> Value {
+        browser.run(&format!(
+            "return import('/drain.js').then(({{ Drains }}) => {{
+                 const drains = new Drains();
+                 for (const [s, state, waiting, backfill, confirmed] of {rows})
+                     drains.take([{{ name: 'cloud', state, waiting, confirmed, lanes: {{ backfill }} }}], s * 1000);
+                 const of = drains.of('cloud');
+                 return {{ ...of, leftS: String(of.leftS) }};
+             }})"
+        ))
+    };
+    let outage = "[0,'backoff',900,0,5],[2,'backoff',1000,0,5]";
+    let found = follow(&format!("[{outage},[4,'connected',1000,900,5],[6,'connected',800,700,305]]"));
+    assert_eq!(found["leftS"], "8", "what comes in meanwhile is in it: {found}");
+    assert_eq!(found["most"], 1000);
+    assert_eq!(found["behind"], json!({"most": 900, "sent": 200, "isWhole": true}));
+    let found = follow(&format!("[{outage},[4,'connected',1000,900,5]]"));
+    assert_eq!(found["leftS"], "NaN", "one look tells no rate: {found}");
+    let found = follow("[[0,'connected',1000,900,5],[2,'connected',1200,900,205]]");
+    assert_eq!(found["leftS"], "Infinity", "it gets more: {found}");
+    assert_eq!(found["behind"]["isWhole"], false, "who comes late does not know the whole: {found}");
+    let found = follow("[[0,'connected',1000,0,5],[6,'connected',1100,0,5],[12,'connected',1200,0,5]]");
+    assert_eq!((&found["stillS"], &found["outPerS"]), (&json!(12), &json!(0)), "{found}");
+    let found = follow("[[0,'backoff',5000,0,5],[2,'connected',4000,0,5],[4,'connected',90,0,4000]]");
+    assert_eq!(found["most"], 90, "what is always on its way is no backlog: {found}");
+    let found = follow("[[0,'connected',90,80,500],[2,'connected',80,70,3],[4,'connected',70,60,13]]");
+    assert_eq!(found["leftS"], "14", "a gateway that starts again begins anew: {found}");
+    let found = follow("[[0,'connected','<b>',null,-1],[2,'connected',{},'9',undefined]]");
+    assert_eq!((&found["most"], &found["behind"]), (&json!(0), &Value::Null), "{found}");
+}
+
+#[test]
+fn an_alarm_stands_at_the_top_while_it_lasts() {
+    let limit = "address = 0x76\nchannels.temperature.alarm = { above = -40 }";
+    let gateway = Tidegate::builder().tables(&DEVICES.replace("address = 0x76", limit)).start();
+    let browser = Chromium::start();
+    browser.open(&format!("http://{}/", gateway.http()));
+    let alarm = "document.querySelector('[data-alarm=\"cellar/temperature/above\"]')";
+    browser.wait_for(&format!("{alarm}.querySelector('a').hash === '#/cellar/temperature'"), 20 * SECOND);
+    let said = text(&browser, &format!("{alarm}.textContent"));
+    assert!(said.contains("above -40") && said.contains("since "), "{said}");
+    for (name, viewport) in [("alarm", Viewport::DESKTOP), ("alarm-phone", Viewport::PHONE)] {
+        browser.resize(viewport);
+        browser.settle();
+        browser.screenshot(&out_dir().join(format!("page-{name}.png")));
+    }
+    gateway.configure("", DEVICES);
+    gateway.process().signal(libc::SIGHUP);
+    browser.wait_for("!document.querySelector('.alarm, .alarms h2')", 20 * SECOND);
+    assert_eq!(complaints(&browser), Vec::<String>::new());
+}
+
+#[test]
+fn what_the_status_says_is_shown_as_text_whatever_it_says() {
+    let broker = Mosquitto::start();
+    let wire = FaultProxy::start(broker.address());
+    let gateway = Tidegate::builder().tables(DEVICES).tables(&uplink(&wire)).start();
+    let browser = Chromium::start();
+    browser.resize(Viewport::DESKTOP);
+    // The gateway's own answer, with every text that the card and the strip show replaced on its way to the page.
+    browser.run_first(
+        "const own = fetch, evil = '<img src=x onerror=\"window.broken=1\">\\u202e';
+         window.fetch = async (path, ...more) => {
+             const answer = await own(path, ...more);
+             if (!String(path).endsWith('/status') || window.isWell) return answer;
+             const told = await answer.json();
+             told.alarms = [{ name: evil, text: evil, since: evil }, { name: 'constructor', text: null },
+                 { name: 'cellar/temperature/above', text: 'too warm', since: '2026-01-02T03:04:05Z' }];
+             Object.assign(told.spool, { durability: evil, capacity_s: evil, wear_budget_bytes: evil, gaps: [
+                 { reason: evil, at: evil, from_seq: evil, to_seq: 7, count: evil },
+                 { reason: '__proto__', at: null, from_seq: 1, to_seq: 9, count: 9 },
+                 { reason: 'quota', at: '2026-01-02T03:04:05Z', from_seq: 10, to_seq: 19, count: 10 },
+                 { reason: 'thinned', at: '2026-01-02T03:04:05Z', from_seq: 20, to_seq: 29, count: 10 }] });
+             Object.assign(told.uplinks[0], { type: evil, target: evil, state: evil, detail: evil, delivery: evil,
+                 lanes: { alarm: evil, live: evil, backfill: evil }, waiting: evil, monthly_budget_bytes: evil });
+             return new Response(JSON.stringify(told));
+         };",
+    );
+    browser.open(&format!("http://{}/", gateway.http()));
+    browser.wait_for("document.querySelectorAll('.alarm').length === 3", 20 * SECOND);
+    let alarm = "document.querySelector('[data-alarm=\"cellar/temperature/above\"]')";
+    browser.wait_for(&format!("{alarm}.querySelector('a').hash === '#/cellar/temperature'"), 10 * SECOND);
+    let said = text(&browser, &format!("{alarm}.textContent.trim()"));
+    assert!(said.starts_with("Too warm"), "{said}");
+    let gaps = text(&browser, "document.querySelector('[data-testid=gaps]').textContent");
+    assert!(gaps.contains("At least 19 readings are missing"), "{gaps}");
+    assert!(gaps.contains("10 readings lost: the size limit was reached while an uplink was away"), "{gaps}");
+    assert!(gaps.contains("10 readings are kept as minute means"), "{gaps}");
+    assert!(gaps.contains("places 10–19"), "{gaps}");
+    assert!(browser.run("return window.broken").is_null(), "a text was executed");
+    assert_eq!(browser.run("return document.querySelectorAll('img[src=x]').length"), 0);
+    let page = text(&browser, "document.body.textContent");
+    assert!(page.contains("<img") && !page.contains('\u{202e}'), "a text turns the page's direction");
+    // What ends vanishes.
+    browser.run("window.isWell = true");
+    browser.wait_for("!document.querySelector('.alarm, .alarms h2')", 10 * SECOND);
+    browser.wait_for("document.querySelector('.gaps-none')", 10 * SECOND);
+    assert_eq!(complaints(&browser), Vec::<String>::new());
 }
 
 #[test]

@@ -12,8 +12,8 @@ use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use harness::{
-    Authority, FaultProxy, Mode, Mosquitto, MosquittoConfig, MqttLedger, Port, Process, Scratch, Tidegate,
-    TidegateBuilder, quoted, tool, wait_until,
+    FaultProxy, Mode, Mosquitto, MosquittoConfig, MqttLedger, Port, Process, Scratch, Tidegate,
+    TidegateBuilder, tool, wait_until,
 };
 use serde_json::Value;
 
@@ -37,6 +37,35 @@ fn sensor() -> String {
 
 fn nmea(port: &Path) -> String {
     format!("[[device]]\nname = \"gnss\"\ntype = \"nmea\"\nport = {}\n", quoted(port))
+}
+
+/// A path as it stands in a configuration.
+fn quoted(path: &Path) -> String {
+    format!("{:?}", path.display().to_string())
+}
+
+/// A certificate for loopback that vouches for itself, valid from now on, and its key.
+fn certificate(scratch: &Scratch) -> (PathBuf, PathBuf) {
+    let (pem, key) = (scratch.join("broker.pem"), scratch.join("broker.key"));
+    let mut openssl = Command::new(tool("openssl"));
+    openssl.args([
+        "req",
+        "-x509",
+        "-newkey",
+        "ec",
+        "-pkeyopt",
+        "ec_paramgen_curve:P-256",
+        "-nodes",
+        "-days",
+        "2",
+    ]);
+    openssl.args(["-subj", "/CN=broker", "-addext", "subjectAltName=IP:127.0.0.1"]);
+    // One that may sign would be no end of a chain to rustls.
+    openssl.args(["-addext", "basicConstraints=critical,CA:FALSE"]);
+    openssl.arg("-keyout").arg(&key).arg("-out").arg(&pem);
+    let output = openssl.output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    (pem, key)
 }
 
 fn now_s() -> f64 {
@@ -224,22 +253,21 @@ fn a_machine_in_1970_gets_through_tls_by_the_newest_moment_it_remembers() {
     let scratch = Scratch::new("gnss");
     let receiver = Receiver::new(&scratch);
     // Certified now: later than the program was built.
-    let authority = Authority::new("ours");
-    let server = authority.server();
+    let (pem, key) = certificate(&scratch);
     let door = Port::reserve();
     let broker = Mosquitto::with(MosquittoConfig {
         persistence: false,
         extra: vec![
             format!("listener {} 127.0.0.1", door.number()),
-            format!("certfile {}", server.pem.display()),
-            format!("keyfile {}", server.key.display()),
+            format!("certfile {}", pem.display()),
+            format!("keyfile {}", key.display()),
         ],
     });
     let ledger = MqttLedger::start(broker.address(), "#", 1);
     let cloud = format!(
         "[[uplink]]\nname = \"cloud\"\ntype = \"mqtt\"\naddress = \"{}\"\ntls = {{ ca = {} }}\n",
         door.address(),
-        quoted(&authority.pem())
+        quoted(&pem)
     );
     let mut gateway = in_1970().tables(&(sensor() + &cloud)).start();
     let uplink = |gateway: &Tidegate| gateway.status()["uplinks"][0].clone();

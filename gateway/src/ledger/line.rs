@@ -245,6 +245,16 @@ mod tests {
     }
 
     #[test]
+    fn the_worked_example_of_the_description_holds() {
+        let mut chunk = Chunk::new();
+        for seq in [1, 2] {
+            let line = Line { seq, name: "pump/state", value: Value::Boolean(false), ..Line::default() };
+            chunk.add(&line.digest(&mut String::new()));
+        }
+        assert_eq!(chunk.finish(), "2a9c2105e2e2133f");
+    }
+
+    #[test]
     fn hex_reads_back_and_nothing_else_does() {
         assert_eq!(unhex(&hex(&[0, 0xff, 0x1a])), Some(vec![0, 0xff, 0x1a]));
         for bad in ["0", "0g", "é0", "+1"] {

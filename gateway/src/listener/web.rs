@@ -7,6 +7,7 @@
 mod api;
 mod assets;
 mod guard;
+mod spool;
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
@@ -94,6 +95,7 @@ fn router(gateway: Arc<Gateway>) -> Router {
         .route("/api/v1/tail", get(api::tail))
         .route("/api/v1/command", post(api::command))
         .route("/api/v1/reload", post(api::reload))
+        .merge(spool::routes())
         .fallback(assets::serve)
         .layer(axum::extract::DefaultBodyLimit::max(MAX_BODY))
         .layer(middleware::from_fn_with_state(gateway.clone(), guard::check))

@@ -217,6 +217,8 @@ pub enum GapReason {
     Damage,
     /// The size limit came near while an uplink was away: minute means took the readings' place.
     Thinned,
+    /// Somebody gave up what waited for an uplink.
+    DroppedByHand,
 }
 
 impl GapReason {
@@ -228,6 +230,7 @@ impl GapReason {
             Self::Overload => "overload",
             Self::Damage => "damage",
             Self::Thinned => "thinned",
+            Self::DroppedByHand => "dropped-by-hand",
         }
     }
 }

@@ -19,6 +19,7 @@ mod crash;
 mod damage;
 mod entry;
 mod history;
+mod inspect;
 mod pace;
 mod progress;
 mod reader;
@@ -51,6 +52,7 @@ pub use damage::Damage;
 pub use entry::StoredChannel;
 pub use entry::{Body, Class, ClockRecord, Entry, Gap, GapReason, Stored};
 pub use history::{Bucket, HistoryQuery};
+pub use inspect::{Check, Inspector, Partition};
 pub use pace::daily_bytes;
 pub use progress::{Hole, Progress};
 pub use store::{Stats, StoreError};
@@ -125,6 +127,7 @@ pub struct Spool {
     committed: watch::Receiver<Committed>,
     stats: Arc<Mutex<Stats>>,
     clock: Clock,
+    directory: Arc<Path>,
     threads: Arc<Mutex<Vec<std::thread::JoinHandle<()>>>>,
 }
 
@@ -172,7 +175,8 @@ impl Spool {
         let path = store_path(directory);
         let historian_thread = spawn("spool-history", move || reader::run(&path, historian_jobs));
         let threads = Arc::new(Mutex::new(vec![writer_thread?, reader_thread?, historian_thread?]));
-        Ok((Self { writer, reader, historian, committed, stats, clock, threads }, damage))
+        let directory = directory.into();
+        Ok((Self { writer, reader, historian, committed, stats, clock, directory, threads }, damage))
     }
 
     /// Appends entries and returns their places after the commit that holds them.
@@ -322,6 +326,22 @@ impl Spool {
         ask(&self.historian, |reply| reader::Job::History { query, reply }).await
     }
 
+    /// Looks at the files on a connection and a thread of its own, for as long as that takes.
+    ///
+    /// # Errors
+    /// [`SpoolError::Unreadable`].
+    pub async fn inspect<T: Send + 'static>(
+        &self,
+        look: impl FnOnce(&mut Inspector) -> Result<T, StoreError> + Send + 'static,
+    ) -> Result<T, SpoolError> {
+        let directory = self.directory.clone();
+        let looked = tokio::task::spawn_blocking(move || look(&mut Inspector::open(&directory)?));
+        looked
+            .await
+            .map_err(|_| SpoolError::Closed)?
+            .map_err(|error| SpoolError::Unreadable(error.to_string()))
+    }
+
     /// What is safe; changes with every commit.
     pub fn committed(&self) -> watch::Receiver<Committed> {
         self.committed.clone()
@@ -365,24 +385,6 @@ impl Spool {
         let (reply, answer) = oneshot::channel();
         self.send(job(reply)).await?;
         answer.await.map_err(|_| SpoolError::Closed)?.map_err(SpoolError::Unreadable)
-    }
-}
-
-/// The spool of a gateway that is not running, for reading only.
-pub struct Offline(reader::Reader);
-
-impl Offline {
-    /// Opens the spool in `directory` without changing it.
-    ///
-    /// # Errors
-    /// There is none, or it cannot be read.
-    pub fn open(directory: &Path) -> Result<Self, StoreError> {
-        reader::Reader::open(&store_path(directory)).map(Self)
-    }
-
-    /// As [`Spool::read_after`].
-    pub fn read_after(&mut self, after: Seq, limit: usize) -> Result<Vec<Stored>, StoreError> {
-        self.0.after(after, limit)
     }
 }
 

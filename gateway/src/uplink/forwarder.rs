@@ -140,11 +140,18 @@ impl Forwarder {
     pub fn waiting(&self, lane: Lane, committed: &Committed) -> u64 {
         match lane {
             Lane::Alarm => committed.last_alarm.0.saturating_sub(self.alarm.cursor.0),
-            Lane::Live => self.distance(self.live.cursor, committed.last),
+            Lane::Live => (committed.last.0.saturating_sub(self.live.cursor.0)).saturating_sub(self.ahead()),
             Lane::Backfill => {
                 self.progress().holes.iter().map(|hole| hole.until.0.saturating_sub(hole.acked.0)).sum()
             }
         }
+    }
+
+    /// Places of holes that the live lane has not passed yet: they wait for the backfill lane alone.
+    pub fn ahead(&self) -> u64 {
+        let ahead =
+            self.holes.iter().map(|hole| hole.until.0.saturating_sub(hole.acked.max(self.live.cursor).0));
+        ahead.sum()
     }
 
     /// A lane's cursor.

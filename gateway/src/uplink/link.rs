@@ -122,6 +122,8 @@ impl Link {
             if let Some(stored) = committed.progress.get(&self.name) {
                 self.forwarder.stored(stored);
             }
+            // With every commit, so that a rate that has ended is not shown for ever.
+            self.note();
             let want = self.forwarder.wants(&committed);
             if self.forwarder.is_late() {
                 self.note_progress(true).await;
@@ -147,6 +149,7 @@ impl Link {
                     self.forwarder.confirmed(parcel.key.lane, parcel.key.last);
                     self.rate.count(parcel.entries as u64);
                 }
+                self.note();
                 self.ready = parcels;
             } else {
                 return Ok(parcels);
@@ -350,6 +353,7 @@ impl Link {
         status.cursor = self.forwarder.cursor(Lane::Live).0;
         status.alarm_cursor = self.forwarder.cursor(Lane::Alarm).0;
         status.backfill = self.forwarder.waiting(Lane::Backfill, &committed);
+        status.ahead = self.forwarder.ahead();
         status.oldest = self.forwarder.oldest().0;
         status.in_flight = self.forwarder.in_flight();
         status.confirmed = self.rate.total;

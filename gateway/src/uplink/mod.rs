@@ -135,6 +135,8 @@ pub struct Status {
     pub alarm_cursor: u64,
     /// Entries left to the backfill lane.
     pub backfill: u64,
+    /// How many of them are still ahead of the live lane.
+    pub ahead: u64,
     /// Everything of telemetry up to here is confirmed.
     pub oldest: u64,
     /// Bytes sent this month.

@@ -98,6 +98,7 @@ pub struct Selection {
     to: Option<f64>,
     format: Option<String>,
     after: Option<u64>,
+    until: Option<u64>,
 }
 
 /// The log itself, as JSON lines or CSV, read as it is sent.
@@ -112,6 +113,7 @@ pub async fn export(State(gateway): App, query: Result<Query<Selection>, QueryRe
         Some(_) => return refuse(StatusCode::BAD_REQUEST, "format is csv or jsonl"),
     };
     let name = gateway.config().gateway.name.clone();
+    let until = Seq(selection.until.unwrap_or(u64::MAX));
     let start = (
         Seq(selection.after.unwrap_or_default()),
         is_csv.then(|| Bytes::from_static(log_export::CSV_HEAD.as_bytes())),
@@ -124,10 +126,14 @@ pub async fn export(State(gateway): App, query: Result<Query<Selection>, QueryRe
             if let Some(head) = head {
                 return Some((Ok::<_, Infallible>(head), Some((after, None))));
             }
+            if after >= until {
+                return None;
+            }
             let entries = gateway.spool.read_after(after, EXPORT_AT_ONCE).await.ok()?;
             let last = entries.last()?.seq;
-            let chosen =
-                entries.iter().filter(|entry| log_export::is_chosen(entry, channel.as_deref(), from, to));
+            let chosen = entries.iter().filter(|entry| {
+                entry.seq <= until && log_export::is_chosen(entry, channel.as_deref(), from, to)
+            });
             let mut text = String::new();
             for entry in chosen {
                 log_export::write_entry(&mut text, &name, entry, is_csv);

@@ -9,7 +9,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use fe2o3_amqp::link::{Receiver, Sender};
 use fe2o3_amqp::session::SessionHandle;
-use fe2o3_amqp::types::messaging::{ApplicationProperties, Body, Message, Properties};
+use fe2o3_amqp::types::messaging::{AmqpValue, ApplicationProperties, Body, Message, Properties};
 use fe2o3_amqp::types::primitives::{SimpleValue, Value};
 use ring::hmac;
 use serde::Deserialize;
@@ -132,7 +132,7 @@ impl Cbs {
         let message = Message::builder()
             .properties(Properties::builder().message_id(self.count).reply_to(REPLY_TO).build())
             .application_properties(properties)
-            .value(sas.token(SystemTime::now())?)
+            .body(Body::Value(AmqpValue(Value::String(sas.token(SystemTime::now())?))))
             .build();
         self.requests.send(message).await?.accepted_or_else(|outcome| anyhow::anyhow!("{outcome:?}"))?;
         let reply = self.replies.recv::<Body<Value>>().await?;

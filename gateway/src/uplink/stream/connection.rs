@@ -14,8 +14,10 @@ use crate::uplink::dial::Stream;
 
 /// How we log in.
 pub struct Login<'a> {
-    /// A user's name and password; without them the TLS certificate speaks (SASL EXTERNAL).
-    pub user: Option<(&'a str, &'a [u8])>,
+    /// The user.
+    pub user: &'a str,
+    /// The password.
+    pub password: &'a [u8],
     /// The virtual host.
     pub vhost: &'a str,
     /// What people see in the broker's list of connections.
@@ -67,16 +69,13 @@ impl Connection {
         let version = env!("CARGO_PKG_VERSION");
         let properties = [("product", "Tidegate"), ("version", version), ("connection_name", login.name)];
         self.request(|out, id| wire::peer_properties(out, id, &properties)).await?;
-        let (mechanism, answer) = match login.user {
-            Some((user, password)) => ("PLAIN", [&[0], user.as_bytes(), &[0], password].concat()),
-            None => ("EXTERNAL", Vec::new()),
-        };
         let offered = self.request(wire::sasl_handshake).await?;
         let offered = wire::mechanisms(&offered)?;
-        if !offered.contains(&mechanism) {
-            bail!("the broker offers no SASL {mechanism}, only {}", offered.join(", "));
+        if !offered.contains(&PLAIN) {
+            bail!("the broker offers no SASL PLAIN, only {}", offered.join(", "));
         }
-        self.request(|out, id| wire::sasl_authenticate(out, id, mechanism, &answer)).await?;
+        let answer = [&[0], login.user.as_bytes(), &[0], login.password].concat();
+        self.request(|out, id| wire::sasl_authenticate(out, id, PLAIN, &answer)).await?;
         loop {
             if let Some(frame) = self.frames.next()? {
                 let Inbound::Tune { frame_max, heartbeat_s } = frame else { continue };
@@ -220,3 +219,5 @@ impl Connection {
         self.request(|out, id| wire::close(out, id, "bye")).await.map(|_| ())
     }
 }
+
+const PLAIN: &str = "PLAIN";

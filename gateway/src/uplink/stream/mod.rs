@@ -29,7 +29,7 @@ use super::settings::{Common, Delivery};
 use super::tls::Tls;
 use super::{Context, Link, Setup, Uplink, UplinkType, host_and_port};
 use crate::config::document::settings;
-use crate::config::quantity::{Secret, SecretSource, Size};
+use crate::config::quantity::{SecretSource, Size};
 use crate::payload::ROOT;
 use crate::payload::parcel::{Origin, Parcel, ParcelKey, milliseconds};
 use crate::spool::Seq;
@@ -56,9 +56,9 @@ struct Settings {
     max_size: Option<Size>,
     /// For a stream that is made: how old its messages grow.
     max_age: Option<drivers::Period>,
-    /// Without a user the client certificate says who we are (SASL EXTERNAL).
-    username: Option<String>,
-    password: Option<SecretSource>,
+    /// Streams take a user and a password, over TLS too: RabbitMQ 3.10's listener crashes on SASL EXTERNAL.
+    username: String,
+    password: SecretSource,
     tls: Option<Tls>,
     /// Between signs of life; after two without one the connection is given up.
     #[serde(default = "default_keep_alive")]
@@ -83,18 +83,14 @@ impl Setup for Settings {
         if host_and_port(&self.address).is_none() {
             problems.push(format!("`{}` is not host:port", self.address));
         }
-        problems.extend(self.password.as_ref().and_then(|source| source.read().err()));
+        problems.extend(self.password.read().err());
         for (name, text) in [("stream", &self.stream), ("vhost", &self.vhost)] {
             if text.is_empty() || text.len() > 255 {
                 problems.push(format!("{name} out of range: 1 to 255 bytes"));
             }
         }
-        if self.username.is_some() != self.password.is_some() {
-            problems.push("username and password go together".into());
-        }
-        let has_certificate = self.tls.as_ref().is_some_and(|tls| tls.certificate.is_some());
-        if self.username.is_none() && !has_certificate {
-            problems.push("needs username and password, or a certificate in tls".into());
+        if self.username.is_empty() || self.username.len() > 255 {
+            problems.push("username out of range: 1 to 255 bytes".into());
         }
         if !(KEEP_ALIVE_LEAST..=KEEP_ALIVE_MOST).contains(&self.keep_alive.0) {
             problems.push("keep_alive out of range: 1s to 1h".into());
@@ -118,10 +114,14 @@ impl Setup for Settings {
 impl Settings {
     async fn connect(&self, name: &str) -> anyhow::Result<Connection> {
         let stream = dial(&self.address, self.tls.as_ref()).await?;
-        let password: Option<Secret> =
-            self.password.as_ref().map(SecretSource::read).transpose().map_err(|error| anyhow!(error))?;
-        let user = self.username.as_deref().zip(password.as_ref().map(Secret::expose));
-        let login = Login { user, vhost: &self.vhost, name, heartbeat: self.keep_alive.0 };
+        let password = self.password.read().map_err(|error| anyhow!(error))?;
+        let login = Login {
+            user: &self.username,
+            password: password.expose(),
+            vhost: &self.vhost,
+            name,
+            heartbeat: self.keep_alive.0,
+        };
         Connection::open(stream, &login).await
     }
 
