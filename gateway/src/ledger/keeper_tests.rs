@@ -1,9 +1,11 @@
 use std::path::Path;
+use std::sync::Arc;
 
 use super::super::received::{Tally, read};
 use super::super::verify::{Book, Findings, Verdict};
 use super::*;
 use crate::payload::parcel::{Compression, Encoding, Origin, Packing, Parcel};
+use crate::reading::{self, Channel, ChannelId, Quality, Reading};
 use crate::spool::{Gap, GapReason, Options, WhenFull};
 use crate::uplink::forwarder::Lane;
 
@@ -27,8 +29,12 @@ struct Started {
 
 impl Started {
     fn on(state: &Path) -> Self {
+        Self::with(state, options())
+    }
+
+    fn with(state: &Path, options: Options) -> Self {
         let (clock, stop) = (Clock::new(), CancellationToken::new());
-        let (spool, _) = Spool::open(state, options(), clock).unwrap();
+        let (spool, _) = Spool::open(state, options, clock).unwrap();
         let (intake, task) = Intake::new(spool.clone(), clock, stop.clone());
         tokio::spawn(task);
         let keeper = Keeper::new("barn", Key::load_or_make(state).unwrap(), spool.clone(), intake, clock);
@@ -173,4 +179,47 @@ async fn more_than_a_manifest_can_cover_makes_several_and_losses_are_named() {
     assert_eq!(manifests[1].gaps[0].reason, "overload");
     let largest = manifests.iter().map(|manifest| manifest.digests.len()).max();
     assert_eq!(largest, Some(16_000));
+}
+
+#[tokio::test]
+async fn readings_that_became_means_are_vouched_for_as_they_stand_now() {
+    let state = tempfile::TempDir::new().unwrap();
+    // An uplink that never comes, and little room.
+    let options = Options {
+        max_size: 4 << 20,
+        when_full: WhenFull::ThinOut,
+        uplinks: vec!["cloud".into()],
+        ..options()
+    };
+    let mut gateway = Started::with(state.path(), options);
+    gateway.spool.progress("cloud").await.unwrap();
+    let channels: Vec<Arc<Channel>> = (0..150)
+        .map(|n| {
+            let name = format!("t{n}");
+            let id = ChannelId::new("cellar", &name).unwrap();
+            Arc::new(Channel { id, spec: drivers::ChannelSpec::number("t", "Cel"), is_simulated: true })
+        })
+        .collect();
+    let mut thinned = 0;
+    for round in 0..400 {
+        let readings = (0..10).flat_map(|_| channels.iter()).map(|channel| {
+            let value = Some(reading::Value::Number(f64::from(round)));
+            let stamp = Clock::new().stamp();
+            Entry::Reading(Reading { channel: channel.clone(), value, quality: Quality::Good, stamp })
+        });
+        gateway.spool.append(readings.collect(), true).await.unwrap();
+        if round % 10 == 0 {
+            gateway.sign().await;
+        }
+        thinned =
+            gateway.spool.stats().gaps.iter().filter(|(_, gap)| gap.reason == GapReason::Thinned).count();
+        if thinned > 2 {
+            break;
+        }
+    }
+    assert!(thinned > 2, "nothing was thinned out: {:?}", gateway.spool.stats());
+    gateway.sign().await;
+    let found = gateway.findings().await;
+    assert_eq!(found.verdict(), Verdict::Losses, "{found:?}");
+    assert!(found.lost.iter().all(|loss| loss.reason == "thinned"), "{:?}", found.lost);
 }

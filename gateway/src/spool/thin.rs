@@ -55,6 +55,8 @@ pub(super) fn slice(
             (from, to) = (from.min(*place as u64), to.max(*place as u64));
         }
         count += others.len() as u64;
+        // What stands in its place is another entry than before: the range says so of all of them.
+        to = to.max(*last as u64);
         keep.execute(params![AGGREGATE, &sum.to_bytes()[..], last])?;
     }
     let gap = Gap { from_seq: Some(from), to_seq: Some(to), count: Some(count), reason: GapReason::Thinned };
