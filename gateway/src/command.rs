@@ -255,7 +255,7 @@ impl Bench {
                 self.alarms.commanded(&command.channel);
             }
             Err(error) => {
-                info!(source:% = command.source; "command to {} not done: {error}", command.channel)
+                info!(source:% = command.source; "command to {} not done: {error}", command.channel);
             }
         }
         let outcome = outcome(result);

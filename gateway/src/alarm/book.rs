@@ -217,7 +217,9 @@ impl Book {
                 changes.push(Change { name, is_raised: true, text, stamp: now });
             }
         }
-        changes.into_iter().for_each(|change| self.tell(change));
+        for change in changes {
+            self.tell(change);
+        }
     }
 
     fn tell(&mut self, change: Change) {

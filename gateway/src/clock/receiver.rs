@@ -17,6 +17,7 @@ pub(super) struct Receiver {
 
 /// An offset that is believed, or may be soon.
 #[derive(Debug, Clone, Copy)]
+#[expect(clippy::struct_field_names, reason = "the unit is part of each name")]
 struct Agreed {
     offset_ns: i64,
     error_ns: u64,

@@ -70,7 +70,7 @@ pub fn parse_expiry(text: &str) -> Result<i64, String> {
 }
 
 fn from_seconds(seconds: f64) -> Option<i64> {
-    (0.0..9e9).contains(&seconds).then(|| (seconds * 1e9) as i64)
+    (0.0..9e9).contains(&seconds).then_some((seconds * 1e9) as i64)
 }
 
 fn not_a_time(text: &str) -> String {
@@ -91,22 +91,22 @@ mod tests {
 
     use super::*;
 
-    fn order(value: &str, id: Option<&str>, expires_ns: Option<i64>) -> Result<Order, String> {
-        Ok(Order { value: value.into(), id: id.map(Into::into), expires_ns })
+    fn order(value: &str, id: Option<&str>, expires_ns: Option<i64>) -> Order {
+        Order { value: value.into(), id: id.map(Into::into), expires_ns }
     }
 
     #[test]
     fn a_command_is_a_bare_value_or_an_object_with_id_and_expiry() {
-        assert_eq!(Order::parse(b"on"), order("on", None, None));
-        assert_eq!(Order::parse(b"21.5"), order("21.5", None, None));
-        assert_eq!(Order::parse(br#"{"value": true, "id": "a1"}"#), order("true", Some("a1"), None));
-        assert_eq!(Order::parse(br#"{"id": 7, "value": "off"}"#), order("off", Some("7"), None));
+        assert_eq!(Order::parse(b"on").unwrap(), order("on", None, None));
+        assert_eq!(Order::parse(b"21.5").unwrap(), order("21.5", None, None));
+        assert_eq!(Order::parse(br#"{"value": true, "id": "a1"}"#).unwrap(), order("true", Some("a1"), None));
+        assert_eq!(Order::parse(br#"{"id": 7, "value": "off"}"#).unwrap(), order("off", Some("7"), None));
         let noon = Some(1_795_262_400_000_000_000);
         for expires in
             ["\"2026-11-21T12:00:00Z\"", "\"2026-11-21T13:00:00+01:00\"", "1795262400", "\"1795262400\""]
         {
             let payload = format!("{{\"value\":1,\"expires\":{expires}}}");
-            assert_eq!(Order::parse(payload.as_bytes()), order("1", None, noon), "{expires}");
+            assert_eq!(Order::parse(payload.as_bytes()).unwrap(), order("1", None, noon), "{expires}");
         }
     }
 
