@@ -5,24 +5,24 @@ use std::fmt;
 
 use serde_json::Value;
 
-/// What names a reading everywhere: the gateway, the boot it was measured in, its place in the spool.
+/// What names an entry everywhere: the gateway, the store it stands in, its place there.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Id {
     /// The gateway's name.
     pub gateway: String,
-    /// The boot the spool's entry was written in.
-    pub boot: String,
+    /// The random number of the gateway's store.
+    pub epoch: String,
     /// The entry's number; never used twice.
     pub seq: u64,
 }
 
 impl Id {
-    /// Reads `gateway/boot/seq`.
+    /// Reads `gateway/epoch/seq`.
     pub fn parse(text: &str) -> Option<Self> {
         let mut parts = text.split('/');
         let id = Self {
             gateway: parts.next()?.to_owned(),
-            boot: parts.next()?.to_owned(),
+            epoch: parts.next()?.to_owned(),
             seq: parts.next()?.parse().ok()?,
         };
         parts.next().is_none().then_some(id)
@@ -31,7 +31,7 @@ impl Id {
 
 impl fmt::Display for Id {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}/{}/{}", self.gateway, self.boot, self.seq)
+        write!(f, "{}/{}/{}", self.gateway, self.epoch, self.seq)
     }
 }
 
@@ -62,19 +62,23 @@ impl Ledger {
         let expected: BTreeSet<&Id> = expected.into_iter().collect();
         let mut report =
             Report { expected: expected.len(), arrived: self.arrivals.len(), ..Report::default() };
-        let mut seen = HashSet::new();
-        let mut newest = 0;
+        let mut seen = HashMap::new();
+        // How many different entries each lane has brought so far.
+        let mut lanes: HashMap<&str, u64> = HashMap::new();
         let mut newest_of: HashMap<&str, u64> = HashMap::new();
         for (id, channel) in &self.arrivals {
-            if !seen.insert(id) {
+            let lane = channel.split_once(": ").map_or("", |(lane, _)| lane);
+            let count = lanes.entry(lane).or_insert(0);
+            if let Some(first) = seen.get(id) {
                 report.repeated += 1;
-                report.farthest_repeat = report.farthest_repeat.max(newest - id.seq.min(newest));
+                report.farthest_repeat = report.farthest_repeat.max((*count).saturating_sub(*first));
                 continue;
             }
+            *count += 1;
+            seen.insert(id, *count);
             if !expected.contains(id) {
                 report.unexpected.push(id.clone());
             }
-            newest = newest.max(id.seq);
             let last = newest_of.entry(channel).or_insert(0);
             if id.seq < *last {
                 *report.inversions.entry(channel.clone()).or_insert(0) += 1;
@@ -82,7 +86,7 @@ impl Ledger {
             *last = id.seq.max(*last);
         }
         report.channels = newest_of.len();
-        report.lost = expected.into_iter().filter(|id| !seen.contains(id)).cloned().collect();
+        report.lost = expected.into_iter().filter(|id| !seen.contains_key(id)).cloned().collect();
         report
     }
 }
@@ -98,7 +102,7 @@ pub struct Report {
     pub lost: Vec<Id>,
     /// Arrivals of an id that had come before: allowed, the far side drops them.
     pub repeated: usize,
-    /// How many places behind the newest a repeated id was at most: the sender's window bounds it.
+    /// How many entries of its lane had come since a repeated one came first, at most: the sender's window bounds it.
     pub farthest_repeat: u64,
     /// Ids that nobody expected.
     pub unexpected: Vec<Id>,
@@ -139,26 +143,29 @@ impl Report {
     }
 }
 
-/// The readings in a message of an uplink, which is a SenML JSON pack whose records carry `gw`, `boot` and `seq`: the
-/// id of each, and the channel within which it keeps its order.
+/// The entries in a message of an uplink, which is a SenML JSON pack that says `gw`, `epoch` and `seq` in its first
+/// record, and `seq` further on only where it is not the one before plus one: the id of each, and the lane and channel
+/// within which it keeps its order.
 pub fn record_of(payload: &str) -> Vec<(Id, String)> {
     let Ok(Value::Array(records)) = serde_json::from_str(payload) else { return Vec::new() };
-    let mut base_name = String::new();
+    let (mut base_name, mut lane) = (String::new(), "");
+    let (mut origin, mut next) = (None, None);
     let mut found = Vec::new();
     for record in &records {
-        if let Some(name) = record["bn"].as_str() {
+        let word = |key: &str| record[key].as_str();
+        if let Some(name) = word("bn") {
             name.clone_into(&mut base_name);
         }
-        let word = |key: &str| match &record[key] {
-            Value::String(text) => Some(text.clone()),
-            Value::Number(number) => Some(number.to_string()),
-            _ => None,
-        };
-        if let (Some(gateway), Some(boot), Some(seq)) = (word("gw"), word("boot"), record["seq"].as_u64()) {
+        lane = word("lane").unwrap_or(lane);
+        origin = word("gw").zip(word("epoch")).or(origin);
+        next = record["seq"].as_u64().or(next);
+        if let (Some((gateway, epoch)), Some(seq)) = (origin, next) {
             // A LAN client's message keeps its order within its topic.
-            let name =
-                word("topic").unwrap_or_else(|| format!("{base_name}{}", record["n"].as_str().unwrap_or("")));
-            found.push((Id { gateway, boot, seq }, name));
+            let name = word("topic")
+                .map_or_else(|| format!("{base_name}{}", word("n").unwrap_or("")), str::to_owned);
+            let id = Id { gateway: gateway.to_owned(), epoch: epoch.to_owned(), seq };
+            found.push((id, if lane.is_empty() { name } else { format!("{lane}: {name}") }));
+            next = Some(seq + 1);
         }
     }
     found
@@ -169,7 +176,7 @@ mod tests {
     use super::*;
 
     fn id(seq: u64) -> Id {
-        Id { gateway: "barn".into(), boot: "b1".into(), seq }
+        Id { gateway: "barn".into(), epoch: "e1".into(), seq }
     }
 
     fn ledger(arrivals: &[(u64, &str)]) -> Ledger {
@@ -212,11 +219,14 @@ mod tests {
 
     #[test]
     fn every_record_of_a_pack_names_its_reading() {
-        let pack = r#"[{"bn":"cellar/","n":"temperature","v":21.5,"gw":"barn","boot":"b1","seq":7},
-                       {"n":"humidity","v":40,"gw":"barn","boot":"b1","seq":8}, {"n":"bare","v":1}]"#;
-        let expected = [(id(7), "cellar/temperature".to_owned()), (id(8), "cellar/humidity".to_owned())];
+        let pack = r#"[{"bn":"cellar/","n":"temperature","v":21.5,"gw":"barn","epoch":"e1","seq":7,"lane":"backfill"},
+                       {"n":"humidity","v":40}, {"n":"message","topic":"site/x","vs":"y","seq":11}]"#;
+        let names =
+            ["cellar/temperature", "cellar/humidity", "site/x"].map(|name| format!("backfill: {name}"));
+        let expected: Vec<(Id, String)> = [7, 8, 11].map(id).into_iter().zip(names).collect();
         assert_eq!(record_of(pack), expected);
-        assert_eq!(Id::parse("barn/b1/7"), Some(id(7)));
-        assert_eq!(Id::parse("barn/b1/7/8"), None);
+        assert_eq!(record_of(r#"[{"n":"bare","v":1}]"#), []);
+        assert_eq!(Id::parse("barn/e1/7"), Some(id(7)));
+        assert_eq!(Id::parse("barn/e1/7/8"), None);
     }
 }

@@ -6,7 +6,9 @@
 //! and, when the test that used it fails, shown with the end of its log. A peer that is not installed fails the test
 //! with its name ([`tool`]).
 
+mod arrivals;
 mod browser;
+mod certificates;
 mod http;
 mod ledger;
 mod mosquitto;
@@ -20,16 +22,18 @@ mod scratch;
 mod seed;
 mod tidegate;
 
+pub use arrivals::{Arrivals, LaneReport, Store, rabbitmq};
 pub use browser::{Chromium, Viewport};
+pub use certificates::{Authority, Certificate, quoted};
 pub use http::{Reply, request};
 pub use ledger::{Id, Ledger, Report, record_of};
-pub use mosquitto::{Mosquitto, MosquittoConfig};
+pub use mosquitto::{Door, Mosquitto, MosquittoConfig};
 pub use mqtt::{Incoming, MqttClient};
 pub use port::Port;
 pub use process::{Process, unshare, wait_until};
 pub use proxy::{FaultProxy, Mode};
 pub use python::{AmqpLedger, MqttLedger, python, script};
-pub use rabbitmq::RabbitMq;
+pub use rabbitmq::{RabbitMq, RabbitMqConfig};
 pub use scratch::Scratch;
 pub use seed::Rng;
 pub use tidegate::{Tidegate, TidegateBuilder, binary};

@@ -34,6 +34,9 @@ pub enum Mode {
     Blackhole,
     /// Each direction of each connection carries at most so many bytes per second.
     Slow(u32),
+    /// Each connection, open ones too, is reset as soon as it has carried so many bytes, both ways together: a few
+    /// hundred end a TLS handshake in its middle.
+    ResetAfter(u64),
 }
 
 #[derive(Debug, Default)]
@@ -190,6 +193,7 @@ struct Link {
     server: Option<TcpStream>,
     up: Flow,
     down: Flow,
+    carried: u64,
 }
 
 /// What was read from one side and not yet written to the other: at most [`FLOW_LIMIT`] bytes, then reading stops.
@@ -222,10 +226,21 @@ impl Wire {
             let budget = match self.mode {
                 Mode::Blackhole => continue,
                 Mode::Slow(rate) => (rate / TURNS_PER_SECOND).max(1) as usize,
+                // No more than what it still may carry, so that it ends where it was said to.
+                Mode::ResetAfter(limit) => (limit as usize / 4).clamp(1, FLOW_LIMIT),
                 _ => FLOW_LIMIT,
             };
             let counters = &self.counters;
-            self.links.retain_mut(|link| link.pump(budget, counters));
+            let limit = if let Mode::ResetAfter(limit) = self.mode { limit } else { u64::MAX };
+            self.links.retain_mut(|link| {
+                let goes_on = link.pump(budget, counters);
+                if link.carried < limit {
+                    return goes_on;
+                }
+                counters.cut.fetch_add(1, Ordering::Relaxed);
+                link.reset();
+                false
+            });
         }
     }
 
@@ -250,10 +265,7 @@ impl Wire {
         self.accept();
         for link in self.links.drain(..) {
             self.counters.cut.fetch_add(1, Ordering::Relaxed);
-            for stream in [Some(link.client), link.server].into_iter().flatten() {
-                // A linger of zero makes the close below a reset.
-                let _ = socket2::SockRef::from(&stream).set_linger(Some(Duration::ZERO));
-            }
+            link.reset();
         }
     }
 
@@ -273,7 +285,7 @@ impl Wire {
                 let _ = stream.set_nonblocking(true);
                 let _ = stream.set_nodelay(true);
             }
-            self.links.push(Link { client, server, up: Flow::default(), down: Flow::default() });
+            self.links.push(Link { client, server, up: Flow::default(), down: Flow::default(), carried: 0 });
         }
     }
 
@@ -308,9 +320,20 @@ impl Link {
         };
         let up = self.up.carry(&mut self.client, server, budget);
         let down = self.down.carry(server, &mut self.client, budget);
-        counters.forwarded.fetch_add(up.unwrap_or(0) + down.unwrap_or(0), Ordering::Relaxed);
+        let carried = up.unwrap_or(0) + down.unwrap_or(0);
+        counters.forwarded.fetch_add(carried, Ordering::Relaxed);
+        self.carried += carried;
         let is_over = |flow: &Flow| flow.has_ended && flow.held.is_empty();
         up.is_some() && down.is_some() && !(is_over(&self.up) && is_over(&self.down))
+    }
+}
+
+impl Link {
+    /// Makes the close that follows a reset.
+    fn reset(&self) {
+        for stream in [Some(&self.client), self.server.as_ref()].into_iter().flatten() {
+            let _ = socket2::SockRef::from(stream).set_linger(Some(Duration::ZERO));
+        }
     }
 }
 

@@ -7,13 +7,16 @@ use std::net::SocketAddr;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use crate::{Port, Process, Scratch, tool};
+use crate::{Authority, Port, Process, Scratch, tool};
 
-/// A node without plugins. User `guest`, password `guest`, virtual host `/`.
+/// A node. User `guest`, password `guest`, virtual host `/`.
 #[derive(Debug)]
 pub struct RabbitMq {
     scratch: Scratch,
     amqp: Port,
+    amqp_tls: Port,
+    stream: Port,
+    stream_tls: Port,
     distribution: Port,
     mapper_port: Port,
     node: Option<Process>,
@@ -21,26 +24,84 @@ pub struct RabbitMq {
     start_time: Duration,
 }
 
+/// What a test may want of the node.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct RabbitMqConfig<'a> {
+    /// Streams and their protocol on [`RabbitMq::stream`].
+    pub streams: bool,
+    /// AMQP 1.0 beside 0-9-1 on [`RabbitMq::address`].
+    pub amqp10: bool,
+    /// TLS listeners with a certificate of this authority, which also has to have signed the client's; whose common
+    /// name is a user may then log in by SASL EXTERNAL.
+    pub tls: Option<&'a Authority>,
+}
+
 impl RabbitMq {
-    /// Starts a new node; takes several seconds.
+    /// Starts a new node without plugins; takes several seconds.
     pub fn start() -> Self {
+        Self::with(RabbitMqConfig::default())
+    }
+
+    /// Starts a new node.
+    pub fn with(config: RabbitMqConfig<'_>) -> Self {
         let scratch = Scratch::new("rabbitmq");
         for dir in ["home", "mnesia", "log"] {
             scratch.dir(dir);
         }
-        let (amqp, distribution, mapper_port) = (Port::reserve(), Port::reserve(), Port::reserve());
-        scratch.write(
-            "rabbitmq.conf",
-            format!("listeners.tcp.1 = 127.0.0.1:{amqp}\nlog.console = true\nlog.console.level = info\n"),
-        );
+        let [amqp, amqp_tls, stream, stream_tls, distribution, mapper_port] =
+            std::array::from_fn(|_| Port::reserve());
+        let mut lines = vec![
+            format!("listeners.tcp.1 = 127.0.0.1:{amqp}"),
+            "log.console = true".to_owned(),
+            "log.console.level = info".to_owned(),
+        ];
+        let mut plugins = Vec::new();
+        if config.streams {
+            plugins.push("rabbitmq_stream");
+            lines.push(format!("stream.listeners.tcp.1 = 127.0.0.1:{stream}"));
+        }
+        if config.amqp10 {
+            plugins.push("rabbitmq_amqp1_0");
+            // A client that says nothing of a user is nobody: no anonymous login as the default user.
+            lines.push("amqp1_0.default_user = none".to_owned());
+        }
+        if let Some(authority) = config.tls {
+            plugins.push("rabbitmq_auth_mechanism_ssl");
+            let server = authority.server();
+            lines.extend([
+                format!("listeners.ssl.1 = 127.0.0.1:{amqp_tls}"),
+                format!("ssl_options.cacertfile = {}", authority.pem().display()),
+                format!("ssl_options.certfile = {}", server.pem.display()),
+                format!("ssl_options.keyfile = {}", server.key.display()),
+                "ssl_options.verify = verify_peer".to_owned(),
+                "ssl_options.fail_if_no_peer_cert = false".to_owned(),
+                "ssl_cert_login_from = common_name".to_owned(),
+                "auth_mechanisms.1 = PLAIN".to_owned(),
+                "auth_mechanisms.2 = EXTERNAL".to_owned(),
+            ]);
+            if config.streams {
+                lines.push(format!("stream.listeners.ssl.1 = 127.0.0.1:{stream_tls}"));
+            }
+        }
+        scratch.write("rabbitmq.conf", lines.join("\n") + "\n");
         scratch.write("advanced.config", "[{kernel,[{inet_dist_use_interface,{127,0,0,1}}]}].\n");
-        scratch.write("enabled_plugins", "[].\n");
+        scratch.write("enabled_plugins", format!("[{}].\n", plugins.join(",")));
         // A node that finds no port mapper starts one that outlives it: so ours is there first.
         let mut command = Command::new(tool("epmd"));
         command.args(["-port", &mapper_port.to_string(), "-address", "127.0.0.1"]);
         let mapper = Process::start("epmd", &scratch, command);
-        let mut broker =
-            Self { scratch, amqp, distribution, mapper_port, node: None, mapper, start_time: Duration::ZERO };
+        let mut broker = Self {
+            scratch,
+            amqp,
+            amqp_tls,
+            stream,
+            stream_tls,
+            distribution,
+            mapper_port,
+            node: None,
+            mapper,
+            start_time: Duration::ZERO,
+        };
         broker.restart();
         broker
     }
@@ -48,6 +109,26 @@ impl RabbitMq {
     /// `127.0.0.1:PORT` of AMQP.
     pub fn address(&self) -> SocketAddr {
         self.amqp.address()
+    }
+
+    /// AMQP over TLS, where the node has it.
+    pub fn tls(&self) -> SocketAddr {
+        self.amqp_tls.address()
+    }
+
+    /// The stream protocol, where the node has it.
+    pub fn stream(&self) -> SocketAddr {
+        self.stream.address()
+    }
+
+    /// The stream protocol over TLS, where the node has both.
+    pub fn stream_tls(&self) -> SocketAddr {
+        self.stream_tls.address()
+    }
+
+    /// The node's process.
+    pub fn process(&self) -> &Process {
+        self.node.as_ref().expect("RabbitMQ was stopped by the test")
     }
 
     /// How long the last start took, until the node listened.
@@ -84,7 +165,8 @@ impl RabbitMq {
             .env("RUNNING_UNDER_SYSTEMD", "true")
             .env_remove("NOTIFY_SOCKET");
         let node = Process::start("rabbitmq", &self.scratch, command);
-        node.wait_for_line("started TCP listener on 127.0.0.1", Duration::from_secs(120));
+        // The listeners of plugins come last.
+        node.wait_for_line("Server startup complete", Duration::from_secs(120));
         self.start_time = begun.elapsed();
         self.node = Some(node);
     }

@@ -12,7 +12,7 @@ connection = pika.BlockingConnection(pika.ConnectionParameters(host, port))
 channel = connection.channel()
 channel.confirm_delivery()
 for seq in range(first, last + 1):
-    body = json.dumps([{"n": "c%d" % (seq % 3), "v": 1, "gw": "barn", "boot": "b", "seq": seq}])
+    body = json.dumps([{"n": "c%d" % (seq % 3), "v": 1, "gw": "barn", "epoch": "b", "seq": seq}])
     properties = pika.BasicProperties(delivery_mode=2, message_id="barn/b/%d" % seq)
     channel.basic_publish(exchange, "barn.c", body, properties, mandatory=True)
 connection.close()

@@ -7,8 +7,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use harness::{
-    AmqpLedger, Chromium, FaultProxy, Id, Incoming, Mode, Mosquitto, MqttClient, MqttLedger, RabbitMq, Rng,
-    Scratch, Viewport, script, wait_until,
+    AmqpLedger, Chromium, Door, FaultProxy, Id, Incoming, Mode, Mosquitto, MosquittoConfig, MqttClient,
+    MqttLedger, RabbitMq, Rng, Scratch, Viewport, script, wait_until,
 };
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -59,7 +59,7 @@ fn the_mqtt_ledger_survives_cuts_and_a_restart_and_finds_a_planted_loss() {
     let lost = 1 + rng.below(1999) as u64;
     let mut sent = Vec::new();
     for seq in 1..=2000 {
-        let id = Id { gateway: "barn".into(), boot: "b".into(), seq };
+        let id = Id { gateway: "barn".into(), epoch: "b".into(), seq };
         if seq == 1000 {
             broker.stop();
             broker.restart();
@@ -71,7 +71,7 @@ fn the_mqtt_ledger_survives_cuts_and_a_restart_and_finds_a_planted_loss() {
             proxy.cut();
         }
         if seq != lost {
-            let pack = format!(r#"[{{"n":"c{}","v":1,"gw":"barn","boot":"b","seq":{seq}}}]"#, seq % 3);
+            let pack = format!(r#"[{{"n":"c{}","v":1,"gw":"barn","epoch":"b","seq":{seq}}}]"#, seq % 3);
             publisher.publish_and_wait("up/x", pack.as_bytes(), 1).unwrap();
         }
         sent.push(id);
@@ -108,7 +108,7 @@ fn the_amqp_ledger_survives_cuts_and_a_kill_and_counts_a_planted_repeat() {
     command.args(["127.0.0.1", &broker.address().port().to_string(), "tidegate", "801", "1000"]);
     assert!(command.status().unwrap().success());
     assert!(ledger.wait_for_ids(1000, 60 * SECOND));
-    let sent: Vec<Id> = (1..=1000).map(|seq| Id { gateway: "barn".into(), boot: "b".into(), seq }).collect();
+    let sent: Vec<Id> = (1..=1000).map(|seq| Id { gateway: "barn".into(), epoch: "b".into(), seq }).collect();
     let report = ledger.ledger().check(&sent);
     println!("{}\n{}", harness::Report::HEAD, report.row("amqp"));
     report.assert_whole("amqp");
@@ -241,4 +241,40 @@ fn echo() -> SocketAddr {
         }
     });
     address
+}
+
+#[test]
+fn mosquitto_lets_in_through_a_door_only_whom_it_is_for_and_to_what_it_allows() {
+    let config = MosquittoConfig {
+        doors: vec![Door::for_users(&[("u", "p")]).allowing(&["user u", "topic write a/#"])],
+        ..MosquittoConfig::default()
+    };
+    let broker = Mosquitto::with(config);
+    let mut open = MqttClient::connect(broker.address(), "open").unwrap();
+    open.subscribe("#", 0).unwrap();
+    assert!(MqttClient::connect(broker.door(0), "nobody").is_err());
+    let publish = |topic: &str| {
+        let mut command = std::process::Command::new(harness::tool("mosquitto_pub"));
+        command.args(["-h", "127.0.0.1", "-p", &broker.door(0).port().to_string(), "-u", "u", "-P", "p"]);
+        assert!(command.args(["-q", "1", "-t", topic, "-m", topic]).status().unwrap().success());
+    };
+    publish("b/refused");
+    publish("a/allowed");
+    let Some(Incoming::Publish { topic, .. }) = open.read(10 * SECOND).unwrap() else { panic!("no message") };
+    assert_eq!(topic, "a/allowed");
+}
+
+#[test]
+fn the_proxy_resets_every_connection_after_so_many_bytes() {
+    let broker = Mosquitto::start();
+    let proxy = FaultProxy::start(broker.address());
+    let mut client = MqttClient::connect(proxy.address(), "c").unwrap();
+    client.publish_and_wait("t", b"x", 1).unwrap();
+    proxy.set(Mode::ResetAfter(400));
+    assert!((0..100).any(|_| client.publish_and_wait("t", &[0; 100], 1).is_err()));
+    let mut next = MqttClient::connect(proxy.address(), "c").unwrap();
+    assert!(next.publish_and_wait("t", &[0; 1000], 1).is_err());
+    assert!(proxy.cuts() >= 2);
+    proxy.set(Mode::Pass);
+    MqttClient::connect(proxy.address(), "c").unwrap().publish_and_wait("t", &[0; 1000], 1).unwrap();
 }

@@ -101,6 +101,7 @@ fn an_mqtt_uplink_over_tls_trusts_the_named_authority_and_no_other() {
             format!("certfile {}", certificate.display()),
             format!("keyfile {}", key.display()),
         ],
+        ..MosquittoConfig::default()
     });
     let ledger = MqttLedger::start(broker.address(), "#", 1);
     let cloud = |authority: &Path| {

@@ -115,7 +115,7 @@ impl World {
         let store = Store::open(directory.path(), &options, Clock::new(), Seq(0)).unwrap();
         let reader = Reader::open(&store_path(directory.path())).unwrap();
         // A small window takes long over what a burst leaves behind.
-        let is_bursty = random.one_in(8);
+        let is_bursty = random.one_in(8) || planted == Planted::HoleBeforeDisk;
         let peers =
             options.uplinks.iter().map(|name| Peer::new(name, &store, is_bursty, &mut random)).collect();
         Self {
@@ -308,12 +308,11 @@ impl World {
             .range(class, Range { after, until, limit })
             .map_err(|error| format!("reading {class:?} {after} {until}: {error}"))?;
         for entry in &entries {
-            self.lost.extend(match &entry.body {
-                Body::Gap(gap) if self.planted != Planted::SilentDrop => {
-                    gap.from_seq.unwrap()..=gap.to_seq.unwrap()
-                }
-                _ => 1..=0,
-            });
+            if let Body::Gap(gap) = &entry.body
+                && self.planted != Planted::SilentDrop
+            {
+                self.lost.extend(gap.from_seq.unwrap()..=gap.to_seq.unwrap());
+            }
             let wall = entry.stamp.wall.unwrap();
             if self.is_synchronised && wall.quality < WallQuality::Ntp {
                 return Err(format!("{}: {} goes out uncorrected", peer.name, entry.seq));

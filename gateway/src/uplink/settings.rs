@@ -113,12 +113,10 @@ impl Common {
         if !(1..=MAX_WINDOW).contains(&self.window) {
             problems.push(format!("window out of range: {}, allowed 1 to {MAX_WINDOW}", self.window));
         }
-        if !(1..=MAX_BATCH.min(self.window)).contains(&self.batch) {
-            problems.push(format!(
-                "batch out of range: {}, allowed 1 to {}",
-                self.batch,
-                MAX_BATCH.min(self.window)
-            ));
+        // A window that is out of range itself is one mistake, not two.
+        let most = MAX_BATCH.min(self.window.max(1));
+        if !(1..=most).contains(&self.batch) {
+            problems.push(format!("batch out of range: {}, allowed 1 to {most}", self.batch));
         }
         if self.batch_wait.0 > Duration::from_secs(3600) {
             problems.push("batch_wait out of range: at most 1h".into());

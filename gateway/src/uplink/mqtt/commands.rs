@@ -1,5 +1,7 @@
 //! Commands that come down from the broker: what is asked, in the forms of the platforms, and what is answered.
 
+use std::time::Duration;
+
 use jiff::Timestamp;
 use mqtt::{Message, Qos, Topic};
 use serde_json::{Value, json};
@@ -69,6 +71,16 @@ impl Asked {
             },
             reply: None,
         })
+    }
+}
+
+impl Asked {
+    /// Gives it an id and an expiry where it has none: for what is asked on a live connection by a platform that
+    /// numbers its requests. Numbers begin again with the platform, so the minute is part of the id.
+    pub fn set_bounds(&mut self, number: &str, wait: Duration) {
+        let now = Timestamp::now();
+        self.id.get_or_insert_with(|| format!("{number} {}", now.as_second() / 60));
+        self.expires = self.expires.or_else(|| now.checked_add(wait).ok());
     }
 }
 

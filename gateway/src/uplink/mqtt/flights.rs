@@ -119,7 +119,8 @@ impl Flights {
     }
 
     /// How many parcels the broker has not finished with.
-    pub fn unfinished(&self) -> usize {
+    #[cfg(test)]
+    fn unfinished(&self) -> usize {
         self.lanes.iter().flatten().filter(|flight| flight.phase != Phase::Done).count()
     }
 
@@ -150,7 +151,7 @@ impl Flights {
             for Flight { key, phase } in lane {
                 // Planned in order; a wrapped distance reads back all the same.
                 write_number(&mut out, key.first.0.wrapping_sub(before));
-                write_number(&mut out, (key.last.0 - key.first.0) << 2 | *phase as u64);
+                write_number(&mut out, ((key.last.0 - key.first.0) << 2) | *phase as u64);
                 before = key.first.0;
             }
         }
@@ -284,7 +285,7 @@ mod tests {
     #[test]
     fn a_thousand_parcels_take_a_few_bytes_each() {
         let mut flights = Flights { mark: u64::MAX, ..Flights::default() };
-        (0..1_000).for_each(|n| flights.plan(key(Lane::Live, 1 << 40 | n * 10, 1 << 40 | (n * 10 + 9))));
+        (0..1_000).for_each(|n| flights.plan(key(Lane::Live, (1 << 40) + n * 10, (1 << 40) + n * 10 + 9)));
         assert!(flights.encode().len() < 2_100, "{}", flights.encode().len());
     }
 

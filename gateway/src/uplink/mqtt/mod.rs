@@ -174,7 +174,6 @@ impl Mqtt {
             keys: HashMap::new(),
             inquiry: None,
             is_open: false,
-            resumed_at: None,
             renew_at,
             next_answer: ANSWER_ID,
         };
@@ -184,8 +183,11 @@ impl Mqtt {
     /// Messages under way to the broker. MQTT 5.0 brokers say how many they take; a 3.1.1 broker cannot, and mosquitto
     /// cuts a client off that has more than its `max_inflight_messages`, 20 by default, unfinished at QoS 2.
     fn client_window(&self) -> usize {
-        let is_limited = self.dialect.version != Version::V5 && self.dialect.qos == Qos::ExactlyOnce;
-        if is_limited { self.window.min(20) } else { self.window }
+        match (self.dialect.qos, self.dialect.version) {
+            (Qos::ExactlyOnce, Version::V5) => self.window + 1,
+            (Qos::ExactlyOnce, _) => self.window.min(19) + 1,
+            _ => self.window,
+        }
     }
 
     /// Begins where the last connection, or the last process, ended: the parcels to be published again, and what the
@@ -288,8 +290,6 @@ struct Connection<'a> {
     inquiry: Option<(Inquiry, Instant)>,
     /// Whether parcels may go.
     is_open: bool,
-    /// When a session was resumed: commands may have waited in it.
-    resumed_at: Option<Instant>,
     renew_at: Option<Instant>,
     next_answer: u64,
 }
@@ -375,22 +375,23 @@ impl Connection<'_> {
             self.begin_session(mqtt).await?;
             return Ok(None);
         }
-        self.resumed_at = Some(Instant::now());
         let has_received = flights.all().any(|(_, phase)| phase == Phase::Received);
         let gateway = &mqtt.dialect.gateway;
-        let inquiry = match (was_unanswered, has_received) {
-            // Unmarked, it cannot be told from another: taken for another.
-            (true, true) if flights.mark == 0 => return self.conclude(mqtt, Answer::Lost).await,
-            (true, true) => Inquiry::ask(&mut self.client, gateway, flights, random())?,
-            // Nothing depends on whose it was; from now on it is known.
-            (true, false) => Inquiry::mark(&mut self.client, gateway, flights, random())?,
-            (false, _) if flights.mark == 0 && !mqtt.is_unmarkable => {
-                Inquiry::mark(&mut self.client, gateway, flights, random())?
-            }
-            (false, _) => {
+        let inquiry = match (has_received, flights.mark) {
+            // Unmarked, it cannot be told from one that an unanswered CONNECT of ours made: taken for that.
+            (true, 0) if was_unanswered => return self.conclude(mqtt, Answer::Lost).await,
+            (_, 0) if mqtt.is_unmarkable && !was_unanswered => {
                 self.open(mqtt)?;
                 return Ok(None);
             }
+            // No place to ask in: the broker is believed.
+            (true, _) if self.reserve() == 0 => {
+                self.open(mqtt)?;
+                return Ok(None);
+            }
+            (true, mark) if mark != 0 => Inquiry::ask(&mut self.client, gateway, flights, random())?,
+            // Nothing depends on whose it was; from now on it is known.
+            _ => Inquiry::mark(&mut self.client, gateway, flights, random())?,
         };
         self.inquiry = Some((inquiry, Instant::now() + INQUIRY));
         Ok(None)
@@ -547,8 +548,8 @@ impl Connection<'_> {
 
     async fn send_exactly(&mut self, mqtt: &mut Mqtt) -> anyhow::Result<()> {
         self.publish_planned(mqtt, true)?;
+        let mut room = self.client.capacity().saturating_sub(self.planned.len() + self.reserve());
         if let (true, Some(flights)) = (self.again.is_empty(), &mut mqtt.flights) {
-            let mut room = self.client.capacity().saturating_sub(self.planned.len());
             for lane in Lane::ALL {
                 let line = &mut self.lines[lane as usize];
                 // The one that has the packet id goes first; its lane waits for it, and no other does.
@@ -571,10 +572,17 @@ impl Connection<'_> {
         self.publish_planned(mqtt, false)
     }
 
+    /// How many places of the window are not for parcels: with all of them taken by what is received and not released,
+    /// the question whose session it is would find none.
+    fn reserve(&self) -> usize {
+        usize::from(self.client.window() > 1)
+    }
+
     /// Publishes what is on disk as being under way.
     fn publish_planned(&mut self, mqtt: &Mqtt, is_again: bool) -> anyhow::Result<()> {
+        let reserve = self.reserve();
         let queue = if is_again { &mut self.again } else { &mut self.planned };
-        while self.client.capacity() > 0
+        while self.client.capacity() > reserve
             && let Some(parcel) = queue.pop_front()
         {
             let message = mqtt.dialect.publish(&parcel)?;
@@ -608,12 +616,9 @@ impl Connection<'_> {
             warn!(uplink:% = mqtt.name; "too many commands at a time: one is not carried out");
             return done(&mut self.client);
         }
-        let may_be_old = self.resumed_at.is_some_and(|at| at.elapsed() < STALE);
-        let ends_by_itself =
-            message.properties.as_ref().is_some_and(|properties| properties.expiry.is_some());
-        if may_be_old && asked.expires.is_none() && !ends_by_itself {
-            // It may have waited in the session for as long as we were away: refused, and the outcome says so.
-            asked.expires = Some(jiff::Timestamp::UNIX_EPOCH);
+        let wait = message.properties.as_ref().and_then(|properties| properties.expiry);
+        if let Some(ends) = wait.and_then(|wait| jiff::Timestamp::now().checked_add(wait).ok()) {
+            asked.expires = Some(asked.expires.map_or(ends, |expires| expires.min(ends)));
         }
         let commands = self.link.commands();
         let token = token.map(|token| (mqtt.connections, token));
@@ -656,7 +661,5 @@ const ANSWER_ID: u64 = 1 << 63;
 const SESSION: Duration = Duration::from_secs(30 * 86_400);
 /// How long the broker may take to show whose session it is.
 const INQUIRY: Duration = Duration::from_secs(10);
-/// Behind a resumed session, commands without an expiry may be old for so long.
-const STALE: Duration = Duration::from_secs(10);
 /// Commands under way at a time.
 const COMMANDS: usize = 64;

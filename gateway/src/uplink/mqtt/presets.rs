@@ -1,6 +1,6 @@
 //! What the brokers of the big platforms want said differently: names, credentials, topics, and what they cannot do.
 //!
-//! | | AWS IoT Core | Azure IoT Hub | ThingsBoard | HiveMQ, EMQX |
+//! | | AWS `IoT` Core | Azure `IoT` Hub | `ThingsBoard` | `HiveMQ`, EMQX |
 //! |---|---|---|---|---|
 //! | client id | the thing's name | the device's id | as without a preset | as without a preset |
 //! | credential | client certificate | SAS token or client certificate | access token as user name | user name, password |
@@ -9,8 +9,8 @@
 //! | `$state` | not retained unless `retain` | the hub knows | the platform knows | retained |
 //! | QoS 2 | no | no | no | yes |
 //!
-//! Sources: AWS IoT Core developer guide, "Device communication protocols" and "MQTT"; Azure IoT Hub, "Communicate with
-//! an IoT hub using the MQTT protocol"; ThingsBoard, "MQTT Device API" and "MQTT Gateway API"; HiveMQ Cloud and EMQX,
+//! Sources: AWS `IoT` Core developer guide, "Device communication protocols" and "MQTT"; Azure `IoT` Hub, "Communicate with
+//! an `IoT` hub using the MQTT protocol"; `ThingsBoard`, "MQTT Device API" and "MQTT Gateway API"; `HiveMQ` Cloud and EMQX,
 //! their connection guides.
 
 use std::borrow::Cow;
@@ -29,11 +29,11 @@ use crate::payload::parcel::Parcel;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Preset {
-    /// AWS IoT Core.
+    /// AWS `IoT` Core.
     AwsIot,
-    /// Azure IoT Hub.
+    /// Azure `IoT` Hub.
     AzureIotHub,
-    /// ThingsBoard.
+    /// `ThingsBoard`.
     #[serde(rename = "thingsboard")]
     ThingsBoard,
     /// `HiveMQ` and `HiveMQ` Cloud.

@@ -1,5 +1,5 @@
-//! Shared access signatures of Azure IoT Hub: a password that a device makes from its key, good until a moment it names
-//! ("Control access to IoT Hub by using shared access signatures", structure of a token of a device).
+//! Shared access signatures of Azure `IoT` Hub: a password that a device makes from its key, good until a moment it names
+//! ("Control access to `IoT` Hub by using shared access signatures", structure of a token of a device).
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;

@@ -1,10 +1,10 @@
 //! Whether the broker's session is the one that our flights belong to. Pure: no disk, no wire, no clock.
 //!
 //! CONNACK says that *a* session was there, not which. If the broker lost the session, and the answer to the CONNECT
-//! that made a new one never reached us (a cut, or the end of our process), the next CONNACK speaks of that new one; who
-//! then took his messages for received would lose them. So each session gets a mark: a subscription
-//! `…/$session/<mark>/+` that only this session has. Where the last CONNECT went unanswered and something depends on it,
-//! the mark is asked for, by what every broker has to keep to, the order of one publisher's messages on one topic
+//! that made a new one never reached us (a cut, or the end of our process), or somebody else made one under our client
+//! id, the next CONNACK speaks of that new one; who then took his messages for received would lose them. So each session
+//! gets a mark: a subscription `…/$session/<mark>/+` that only this session has. Where something depends on it, the mark
+//! is asked for, by what every broker has to keep to, the order of one publisher's messages on one topic
 //! [MQTT-4.6.0-5, -6]:
 //!
 //! 1. publish `1` to `…/$session/<mark>/<nonce>` and wait for PUBACK;

@@ -4,6 +4,8 @@
 //! (gaps, alarms, clock records) stands under the gateway's name, and so does `tidegate/id`, the message's identity.
 //! `ThingsBoard` keeps one value per device, key and millisecond, so what is sent again changes nothing.
 
+use std::time::Duration;
+
 use anyhow::Context as _;
 use serde_json::{Map, Value, json};
 
@@ -61,7 +63,9 @@ pub fn telemetry(gateway: &str, devices: Devices, id: &str, pack: &[u8]) -> anyh
     Ok(shape.write(devices).to_string().into_bytes())
 }
 
-/// The command in an RPC request. A gateway's method is the channel of the device; a single device's is `device/channel`
+/// The command in an RPC request. The platform hands one only to who is connected, waits ten seconds for the answer, and
+/// numbers the requests from its own start on: the command gets an expiry and an id made from that, unless its
+/// parameters say better. A gateway's method is the channel of the device; a single device's is `device/channel`
 /// with the value in `params`, or anything with `channel` and `value` in them.
 pub fn command(topic: &str, payload: &[u8]) -> Option<Asked> {
     let request: Value = serde_json::from_slice(payload).ok()?;
@@ -69,6 +73,7 @@ pub fn command(topic: &str, payload: &[u8]) -> Option<Asked> {
         let (device, data) = (request["device"].as_str()?, &request["data"]);
         let method = data["method"].as_str()?;
         let mut asked = asked(Some(format!("{device}/{method}")), &data["params"])?;
+        asked.set_bounds(&format!("{device} {}", data["id"]), WAIT);
         let around = json!({"device": device, "id": data["id"]});
         asked.reply = Some(Reply { topic: topic.to_owned(), around });
         return Some(asked);
@@ -76,6 +81,7 @@ pub fn command(topic: &str, payload: &[u8]) -> Option<Asked> {
     let number = topic.strip_prefix("v1/devices/me/rpc/request/")?;
     let method = request["method"].as_str()?;
     let mut asked = asked(method.contains('/').then(|| method.to_owned()), &request["params"])?;
+    asked.set_bounds(number, WAIT);
     asked.reply = Some(Reply { topic: format!("v1/devices/me/rpc/response/{number}"), around: Value::Null });
     Some(asked)
 }
@@ -124,6 +130,9 @@ impl Shape {
         }
     }
 }
+
+/// How long the platform waits for an answer, unless its administrator says otherwise.
+const WAIT: Duration = Duration::from_secs(10);
 
 #[cfg(test)]
 mod tests {

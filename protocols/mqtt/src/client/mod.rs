@@ -240,6 +240,11 @@ impl Client {
         self.phase == Phase::Connected
     }
 
+    /// How many messages the broker takes unfinished at QoS 1 and 2, and we send.
+    pub fn window(&self) -> usize {
+        self.granted.window
+    }
+
     /// How many more messages [`Client::publish`] takes now at QoS 1 and 2.
     pub fn capacity(&self) -> usize {
         if self.is_connected() { self.granted.window.saturating_sub(self.busy()) } else { 0 }
@@ -411,10 +416,11 @@ impl Client {
         self.answer_due = Some(now + self.options.response_timeout);
     }
 
-    /// What counts against the window. MQTT 5.0 counts anew on each connection, and PUBREL not at all (§4.9); before it
-    /// nothing is said, and a broker may count whatever is unfinished.
+    /// What counts against the window: what went out on this connection, and what of an earlier one waits for its end.
+    /// MQTT 5.0 counts anew on each connection, and PUBREL not at all (§4.9), but mosquitto 2.0 goes on counting what it
+    /// holds, and closes the connection over it.
     fn busy(&self) -> usize {
-        self.outbox.busy(self.options.version != Version::V5)
+        self.outbox.busy()
     }
 
     fn settle(&mut self) {

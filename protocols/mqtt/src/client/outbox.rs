@@ -100,10 +100,10 @@ impl Outbox {
         Some((id, self.find(id)?))
     }
 
-    /// Messages that the broker has to finish with before it takes another: those of this connection, and with
-    /// `is_strict` those of earlier ones that only lack their end.
-    pub(super) fn busy(&self, is_strict: bool) -> usize {
-        self.offered + if is_strict { self.resumed } else { 0 }
+    /// Messages that the broker has to finish with: those of this connection, and those of earlier ones that only lack
+    /// their end.
+    pub(super) fn busy(&self) -> usize {
+        self.offered + self.resumed
     }
 
     /// A packet id for a message or subscription of the client's own choice; `None` when all are in use.
