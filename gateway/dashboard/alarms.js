@@ -46,7 +46,8 @@ function Alarm({ store, alarm }) {
 
 function sentence(text) {
   const said = plain(text, 240);
-  return said.charAt(0).toUpperCase() + said.slice(1);
+  // A channel's name stays as it is written.
+  return /^[^ ]*\//.test(said) ? said : said.charAt(0).toUpperCase() + said.slice(1);
 }
 
 const SHOWN = 4;

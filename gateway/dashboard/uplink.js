@@ -203,7 +203,10 @@ const PROMISES = {
   },
   "exactly-once": {
     name: "Exactly once",
-    says: () => "On the way nothing is lost and nothing comes twice, over failures of the link and of the gateway too.",
+    says: ({ doubtful }) =>
+      doubtful > 0
+        ? `Nothing is lost on the way; the far side lost its session, and ${count(doubtful)} that it may have had were sent again.`
+        : "On the way nothing is lost and nothing comes twice, over failures of the link and of the gateway too.",
   },
 };
 

@@ -125,18 +125,24 @@ impl Chromium {
     /// Writes one element with a little of its ground around it to a PNG file, also what a scroll would bring.
     ///
     /// # Panics
-    /// When there is no such element.
+    /// When there is no such element, or it does not stay where it is.
     pub fn screenshot_of(&self, selector: &str, path: &Path) {
-        self.settle();
-        let place = self.run(&format!(
-            "const box = document.querySelector({selector:?}).getBoundingClientRect(), edge = 12;
-             return {{ x: Math.max(0, box.x + scrollX - edge), y: Math.max(0, box.y + scrollY - edge),
-                       width: box.width + 2 * edge, height: box.height + 2 * edge, scale: 1 }}"
-        ));
-        let shot = self.devtools(
-            "Page.captureScreenshot",
-            &json!({"format": "png", "clip": place, "captureBeyondViewport": true}),
-        );
+        let place = || {
+            self.run(&format!(
+                "const box = document.querySelector({selector:?}).getBoundingClientRect(), edge = 12;
+                 return {{ x: Math.max(0, box.x + scrollX - edge), y: Math.max(0, box.y + scrollY - edge),
+                           width: box.width + 2 * edge, height: box.height + 2 * edge, scale: 1 }}"
+            ))
+        };
+        // What came in meanwhile may have moved it: then the picture shows something else.
+        let shot = (0..20).find_map(|_| {
+            self.settle();
+            let before = place();
+            let parameters = json!({"format": "png", "clip": &before, "captureBeyondViewport": true});
+            let shot = self.devtools("Page.captureScreenshot", &parameters);
+            (place() == before).then_some(shot)
+        });
+        let shot = shot.unwrap_or_else(|| panic!("{selector} does not stay where it is"));
         let png = base64(shot["data"].as_str().expect("a screenshot is text"));
         assert!(png.starts_with(b"\x89PNG"), "a screenshot is a PNG");
         std::fs::write(path, png).unwrap_or_else(|e| panic!("cannot write {}: {e}", path.display()));
