@@ -230,7 +230,7 @@ fn uplinks(mqtt: SocketAddr, amqp: SocketAddr) -> String {
 
 fn mqtt_uplink(address: SocketAddr) -> String {
     format!(
-        "[[uplink]]\nname = \"cloud\"\ntype = \"mqtt\"\naddress = \"{address}\"\nversion = \"5.0\"\nqos = 1\nwindow = {WINDOW}\n"
+        "[[uplink]]\nname = \"cloud\"\ntype = \"mqtt\"\naddress = \"{address}\"\nversion = \"5.0\"\nwindow = {WINDOW}\n"
     )
 }
 

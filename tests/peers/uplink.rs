@@ -21,8 +21,10 @@ fn sensor(interval: &str) -> String {
 }
 
 fn mqtt(name: &str, address: SocketAddr, version: &str, qos: u8) -> String {
+    let delivery = if qos == 2 { "exactly-once" } else { "at-least-once" };
     format!(
-        "[[uplink]]\nname = \"{name}\"\ntype = \"mqtt\"\naddress = \"{address}\"\nversion = \"{version}\"\nqos = {qos}\n"
+        "[[uplink]]\nname = \"{name}\"\ntype = \"mqtt\"\naddress = \"{address}\"\nversion = \"{version}\"\n\
+         delivery = \"{delivery}\"\n"
     )
 }
 
