@@ -135,7 +135,6 @@ pub async fn run(start: Start, config: Config) -> Result<()> {
         uplinks: Mutex::default(),
         reloads,
         appended: Mutex::new((Instant::now(), 0, 0.0)),
-        written: Mutex::default(),
     });
 
     supervisor.spawn("intake", intake_task);

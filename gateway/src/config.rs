@@ -296,6 +296,7 @@ fn read_text(path: &Path) -> Result<String, String> {
 fn assemble(root: &mut DeTable<'_>, diagnostics: &mut Vec<Diagnostic>) -> Config {
     let listen = |root: &DeTable<'_>, name: &str| root.get(name).map(listen_span).unwrap_or_default();
     let (mqtt_listen, http_listen) = (listen(root, "mqtt"), listen(root, "http"));
+    let wear_budget = root.get("spool").map(|table| key_span(table, "wear_budget")).unwrap_or_default();
     let config = Config {
         gateway: section(root, "gateway", diagnostics),
         mqtt: section(root, "mqtt", diagnostics),
@@ -320,6 +321,7 @@ fn assemble(root: &mut DeTable<'_>, diagnostics: &mut Vec<Diagnostic>) -> Config
             }
         }
     }
+    check_wear(&config, wear_budget, diagnostics);
     for key in root.keys() {
         let known = "gateway, mqtt, coap, http, home_assistant, spool, ledger, users, device, uplink";
         diagnostics.push(Diagnostic::at(
@@ -330,13 +332,48 @@ fn assemble(root: &mut DeTable<'_>, diagnostics: &mut Vec<Diagnostic>) -> Config
     config
 }
 
+/// Whether what the devices give can be committed as often as `rpo` asks within the budget that was set. One that was
+/// not set is only aimed at.
+fn check_wear(config: &Config, place: Range<usize>, diagnostics: &mut Vec<Diagnostic>) {
+    let Some(budget) = config.spool.wear_budget else { return };
+    let sources: Vec<(Duration, usize)> =
+        config.devices.iter().map(|device| (device.interval, device.setup.channels().len().max(1))).collect();
+    let rpo = config.spool.rpo.0;
+    let needed = crate::spool::daily_bytes(rpo, &sources);
+    if needed <= budget.0 {
+        return;
+    }
+    let megabytes = |bytes: u64| bytes.div_ceil(1_000_000);
+    let message = format!(
+        "the devices give so much that commits at most {} s apart write about {} MB a day, {} MB are allowed",
+        rpo.as_secs_f64(),
+        megabytes(needed),
+        megabytes(budget.0)
+    );
+    let longer = [2, 5, 10, 20, 30, 60].into_iter().map(Duration::from_secs);
+    let fits = longer.into_iter().find(|longer| crate::spool::daily_bytes(*longer, &sources) <= budget.0);
+    let help = match fits {
+        Some(rpo) => format!(
+            "let a power cut cost more, rpo = \"{}s\", or allow more, wear_budget = \"{}MB/day\"",
+            rpo.as_secs(),
+            megabytes(needed)
+        ),
+        None => format!(
+            "allow more, wear_budget = \"{}MB/day\", or ask the devices less often",
+            megabytes(needed)
+        ),
+    };
+    diagnostics.push(Diagnostic::at(place, message).help(help));
+}
+
 /// Where a table's `listen` stands, for a mistake that other tables have a part in.
 fn listen_span(table: &Spanned<DeValue<'_>>) -> Range<usize> {
-    table
-        .get_ref()
-        .as_table()
-        .and_then(|table| table.get("listen"))
-        .map_or_else(|| table.span(), Spanned::span)
+    key_span(table, "listen")
+}
+
+/// Where a key of a table stands, else the table.
+fn key_span(table: &Spanned<DeValue<'_>>, key: &str) -> Range<usize> {
+    table.get_ref().as_table().and_then(|table| table.get(key)).map_or_else(|| table.span(), Spanned::span)
 }
 
 /// Reads one table, checks it, and takes it out of the root.
@@ -513,6 +550,24 @@ mod tests {
             secret.path()
         );
         assert!(Config::parse(&mended).is_ok());
+    }
+
+    #[test]
+    fn a_budget_that_the_devices_cannot_keep_is_refused_with_one_that_they_can() {
+        let device =
+            "[[device]]\nname = \"a\"\ntype = \"bme280\"\nbus = \"sim\"\naddress = 0x76\ninterval = \"1s\"\n";
+        let rejected =
+            Config::parse(&format!("[spool]\nrpo = \"1s\"\nwear_budget = \"300MB/day\"\n{device}"))
+                .unwrap_err();
+        let mistake = &rejected.diagnostics[0];
+        assert_eq!(rejected.sources.locate(mistake.span.as_ref().unwrap().start).unwrap().1, 3);
+        assert!(mistake.message.contains("300 MB are allowed"), "{}", mistake.message);
+        assert!(mistake.help.as_ref().unwrap().contains("rpo = \"5s\""), "{:?}", mistake.help);
+        assert!(
+            Config::parse(&format!("[spool]\nrpo = \"5s\"\nwear_budget = \"300MB/day\"\n{device}")).is_ok()
+        );
+        // Nobody set a budget: it is aimed at, and the devices are served all the same.
+        assert!(Config::parse(&device.replace("1s", "50ms")).is_ok());
     }
 
     #[test]

@@ -57,8 +57,6 @@ pub struct Gateway {
     pub reloads: mpsc::Sender<oneshot::Sender<Result<String, String>>>,
     /// Entries appended and when that was looked at, for the rate.
     pub appended: Mutex<(Instant, u64, f64)>,
-    /// The day (since 1970, UTC) and the bytes written when it began.
-    pub written: Mutex<(i64, u64)>,
 }
 
 impl Gateway {
@@ -83,18 +81,6 @@ impl Gateway {
         seen.2
     }
 
-    /// Bytes this process caused to be written to disk since midnight UTC, or since it started.
-    pub fn written_today(&self) -> u64 {
-        let day = self.clock.stamp().wall.map_or(0, |wall| wall.unix_ns / 86_400_000_000_000);
-        let total = written_bytes();
-        let mut seen = self.written.lock().unwrap_or_else(PoisonError::into_inner);
-        if seen.0 != day {
-            // The first day begins with the process, which had written nothing before.
-            *seen = (day, if seen.0 == 0 { 0 } else { total });
-        }
-        total - seen.1
-    }
-
     /// Has the configuration read again; says what changed.
     ///
     /// # Errors
@@ -104,11 +90,4 @@ impl Gateway {
         self.reloads.send(reply).await.map_err(|_| "the gateway is stopping".to_owned())?;
         answer.await.map_err(|_| "the gateway is stopping".to_owned())?
     }
-}
-
-/// Bytes this process caused to be written to disk since it started, from `/proc/self/io`.
-fn written_bytes() -> u64 {
-    let io = std::fs::read_to_string("/proc/self/io").unwrap_or_default();
-    let line = io.lines().find_map(|line| line.strip_prefix("write_bytes: "));
-    line.and_then(|bytes| bytes.parse().ok()).unwrap_or_default()
 }

@@ -1,13 +1,11 @@
 //! What is wrong right now, in words a person can act on. An uplink that is away for a while is normal life.
 
-use std::time::Duration;
-
 use serde_json::{Value as Json, json};
 
 use crate::clock::WallQuality;
 use crate::gateway::Gateway;
 use crate::payload;
-use crate::spool::{Class, Seq, Stats};
+use crate::spool::{Class, GapReason, Seq, Stats};
 use crate::uplink;
 
 /// One thing that is wrong.
@@ -32,9 +30,26 @@ pub fn problems(gateway: &Gateway) -> Vec<Problem> {
         ));
     }
     let recent = gateway.clock.stamp().wall.map_or(0, |wall| wall.unix_ns) - DAY_NS;
-    let lost: u64 = stats.gaps.iter().filter(|(at, _)| *at > recent).filter_map(|(_, gap)| gap.count).sum();
+    let gone = |is_thinned: bool| -> u64 {
+        let gaps = stats
+            .gaps
+            .iter()
+            .filter(|(at, gap)| *at > recent && (gap.reason == GapReason::Thinned) == is_thinned);
+        gaps.filter_map(|(_, gap)| gap.count).sum()
+    };
+    let (lost, thinned) = (gone(false), gone(true));
     if lost > 0 {
         add(format!("{lost} readings were lost in the last 24 hours: see the gaps"));
+    }
+    if thinned > 0 {
+        add(format!("{thinned} readings became minute means in the last 24 hours: the spool is nearly full"));
+    }
+    if stats.is_over_budget {
+        add(format!(
+            "{} were written today, the budget is {}: a longer rpo or fewer readings would spare the card",
+            size(stats.written_today),
+            size(stats.wear_budget)
+        ));
     }
     for device in gateway.live.devices() {
         if matches!(device.state, "absent" | "degraded") {
@@ -145,20 +160,18 @@ fn spool_json(gateway: &Gateway, stats: &Stats) -> Json {
             })
         })
         .collect();
-    let config = gateway.config();
-    let written = gateway.written_today();
     json!({
         "entries": if stats.last_seq == 0 { 0 } else { stats.last_seq + 1 - stats.first_seq },
         "bytes": stats.bytes, "quota_bytes": stats.max_bytes,
         "oldest": stats.oldest_unix_ns.and_then(payload::rfc3339_ns),
         "first_seq": stats.first_seq, "last_seq": stats.last_seq, "epoch": format!("{:014x}", stats.epoch),
-        "gaps": gaps, "written_today_bytes": written, "commits": stats.commits, "appended": stats.appended,
+        "gaps": gaps, "written_today_bytes": stats.written_today, "commits": stats.commits, "appended": stats.appended,
         "appended_per_s": gateway.appended_per_s(),
         "refusing": stats.refusing,
-        "durability": format!(
-            "a power cut now loses at most {} of readings, and nothing that was acknowledged",
-            seconds(config.spool.rpo.0)
-        ),
+        "alarm_bytes": stats.alarm_bytes, "interval_s": stats.interval.as_secs_f64(),
+        "rpo_s": gateway.config().spool.rpo.0.as_secs_f64(), "wear_budget_bytes": stats.wear_budget,
+        "bytes_per_commit": stats.bytes_per_commit, "is_over_budget": stats.is_over_budget,
+        "durability": durability(stats),
     })
 }
 
@@ -200,8 +213,25 @@ fn waiting(status: &uplink::Status, stats: &Stats) -> u64 {
         + status.backfill
 }
 
-fn seconds(duration: Duration) -> String {
-    format!("{} s", duration.as_secs_f64())
+/// What a power cut would cost now, and what it costs the card to keep it so small.
+fn durability(stats: &Stats) -> String {
+    let written = size(stats.written_today);
+    match &stats.refusing {
+        Some(_) => format!("nothing is being stored now; {written} written today"),
+        None => format!(
+            "a power cut now loses at most {:.1} s of telemetry, no alarms; {written} written today",
+            stats.interval.as_secs_f64()
+        ),
+    }
+}
+
+/// A number of bytes for people.
+fn size(bytes: u64) -> String {
+    match bytes {
+        0..1_000_000 => format!("{} kB", bytes.div_ceil(1_000)),
+        1_000_000..10_000_000_000 => format!("{} MB", bytes / 1_000_000),
+        _ => format!("{} GB", bytes / 1_000_000_000),
+    }
 }
 
 /// Alarms that wait are counted up to here.

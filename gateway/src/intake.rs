@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use futures_util::StreamExt as _;
+use futures_util::future::BoxFuture;
 use futures_util::stream::FuturesUnordered;
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
@@ -20,7 +21,7 @@ pub struct Intake {
 
 struct Item {
     entry: Entry,
-    waiting: Option<oneshot::Sender<Result<(), String>>>,
+    waiting: Option<Done>,
 }
 
 impl Intake {
@@ -43,7 +44,7 @@ impl Intake {
     }
 
     /// Queues an entry and fires `done` after the commit that holds it. Full: waits.
-    pub async fn store(&self, entry: Entry, done: oneshot::Sender<Result<(), String>>) {
+    pub async fn store(&self, entry: Entry, done: Done) {
         // A closed queue drops `done`, which its receiver takes for a refusal.
         let _ = self.queue.send(Item { entry, waiting: Some(done) }).await;
     }
@@ -80,30 +81,43 @@ async fn run(
                     batch.push(Item { entry: Entry::Gap { gap, stamp: clock.stamp() }, waiting: None });
                     told = lost;
                 }
-                commits.push(commit(spool.clone(), std::mem::take(&mut batch)));
+                hand_over(&spool, &mut batch, &mut commits).await;
             }
         }
     }
     items.close();
     while items.recv_many(&mut batch, BATCH).await > 0 {
-        commits.push(commit(spool.clone(), std::mem::take(&mut batch)));
+        hand_over(&spool, &mut batch, &mut commits).await;
     }
     while commits.next().await.is_some() {}
 }
 
-async fn commit(spool: Spool, batch: Vec<Item>) {
-    let is_urgent = batch.iter().any(|item| item.waiting.is_some());
+/// Hands a batch to the spool's writer. What nobody waits for is handed over and done with; the writer decides when to
+/// commit it. A full writer is waited for, and meanwhile the queue fills.
+async fn hand_over(spool: &Spool, batch: &mut Vec<Item>, commits: &mut FuturesUnordered<BoxFuture<'_, ()>>) {
+    let is_waited_for = batch.iter().any(|item| item.waiting.is_some());
     let (entries, waiting): (Vec<Entry>, Vec<_>) =
-        batch.into_iter().map(|item| (item.entry, item.waiting)).unzip();
-    let result = spool.append(entries, is_urgent).await.map(drop).map_err(|error| error.to_string());
+        batch.drain(..).map(|item| (item.entry, item.waiting)).unzip();
+    if is_waited_for {
+        commits.push(Box::pin(commit(spool.clone(), entries, waiting)));
+    } else {
+        // A closed spool is the end of the gateway: nothing is left to tell.
+        let _ = spool.offer(entries).await;
+    }
+}
+
+async fn commit(spool: Spool, entries: Vec<Entry>, waiting: Vec<Option<Done>>) {
+    let result = spool.append(entries, true).await.map(drop).map_err(|error| error.to_string());
     for done in waiting.into_iter().flatten() {
         let _ = done.send(result.clone());
     }
 }
 
+type Done = oneshot::Sender<Result<(), String>>;
+
 /// Full: telemetry is dropped and counted, whoever waits for a commit waits longer.
 const QUEUE: usize = 16_384;
 /// Entries per append.
 const BATCH: usize = 1024;
-/// Appends under way; the spool's writer joins them into one commit.
+/// Appends under way that somebody waits for; the spool's writer joins them into one commit.
 const COMMITS_IN_FLIGHT: usize = 8;

@@ -262,6 +262,7 @@ fn a_machine_in_1970_gets_through_tls_by_the_newest_moment_it_remembers() {
             format!("certfile {}", pem.display()),
             format!("keyfile {}", key.display()),
         ],
+        ..MosquittoConfig::default()
     });
     let ledger = MqttLedger::start(broker.address(), "#", 1);
     let cloud = format!(

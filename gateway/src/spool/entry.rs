@@ -152,20 +152,6 @@ pub enum Body {
     },
 }
 
-impl Body {
-    /// Which lanes it takes.
-    pub fn class(&self) -> Class {
-        match self {
-            Self::Reading { .. } | Self::Message { .. } | Self::Aggregate { .. } => Class::Telemetry,
-            Self::Outcome { .. }
-            | Self::Gap(_)
-            | Self::Alarm { .. }
-            | Self::Clock { .. }
-            | Self::Manifest { .. } => Class::Alarm,
-        }
-    }
-}
-
 /// What is known of one boot's clock: wall time is monotonic time plus the offset.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ClockRecord {

@@ -42,6 +42,7 @@ impl Progress {
     }
 
     /// Whether all telemetry of `first..=last` is confirmed.
+    #[cfg(test)]
     pub(super) fn has(&self, first: Seq, last: Seq) -> bool {
         self.missing(first, last).is_empty()
     }

@@ -187,6 +187,7 @@ pub(super) struct Done {
     /// The place of the batch's first entry.
     pub(super) first: Seq,
     /// What had to make room; recorded as entries in the same commit.
+    #[cfg_attr(not(test), expect(dead_code, reason = "what the tests' worlds compare with"))]
     pub(super) dropped: Vec<Gap>,
     /// What to answer to commands that begin, in their order.
     pub(super) begun: Vec<Begun>,

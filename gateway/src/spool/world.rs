@@ -342,7 +342,9 @@ impl World {
                     return Err(format!("{}: {place} arrives behind {newest} on {lane:?}", peer.name));
                 }
                 *newest = *place;
-                peer.missing.iter_mut().for_each(|missing| drop(missing.remove(place)));
+                for missing in &mut peer.missing {
+                    missing.remove(place);
+                }
                 if let Some(before) = peer.received.insert(*place, lane) {
                     if before != lane {
                         return Err(format!("{}: {place} arrives on {before:?} and on {lane:?}", peer.name));

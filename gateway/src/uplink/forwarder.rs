@@ -89,7 +89,7 @@ struct Flight {
 impl Forwarder {
     /// Continues where `progress`, read from disk, left off, with up to `window` entries in flight on each lane.
     pub fn new(progress: Progress, window: usize, is_live_first: bool) -> Self {
-        let holes: VecDeque<Hole> = progress.holes.iter().cloned().collect();
+        let holes: VecDeque<Hole> = progress.holes.iter().copied().collect();
         Self {
             alarm: Run::new(progress.alarm),
             live: Run::new(progress.live),
@@ -103,7 +103,7 @@ impl Forwarder {
 
     /// What is to be on disk next.
     pub fn progress(&self) -> Progress {
-        let mut holes: Vec<Hole> = self.holes.iter().cloned().collect();
+        let mut holes: Vec<Hole> = self.holes.iter().copied().collect();
         if let Some(first) = holes.first_mut() {
             first.acked = self.backfill.cursor;
         }
@@ -292,7 +292,7 @@ impl Forwarder {
         }
         let mut until = committed.last;
         if let Some(hole) = self.holes.iter().find(|hole| hole.until > self.live.read_to) {
-            let hole = hole.clone();
+            let hole = *hole;
             if self.live.read_to >= hole.acked {
                 if !self.stored.holes.contains(&hole) {
                     return None;

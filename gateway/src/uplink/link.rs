@@ -91,11 +91,6 @@ impl Link {
         self.stop.clone()
     }
 
-    /// Whose entries they are.
-    pub fn origin(&self) -> &Origin {
-        &self.origin
-    }
-
     /// Where commands from there go.
     pub fn commands(&self) -> Commands {
         self.commands.clone()
@@ -134,9 +129,8 @@ impl Link {
             };
             if let Some(wait) = self.hold(want) {
                 // Either way it is looked again: what is committed meanwhile may be more urgent.
-                match tokio::time::timeout(wait, self.committed.changed()).await {
-                    Ok(changed) => changed.map_err(|_| SpoolError::Closed)?,
-                    Err(_) => {}
+                if let Ok(changed) = tokio::time::timeout(wait, self.committed.changed()).await {
+                    changed.map_err(|_| SpoolError::Closed)?;
                 }
                 continue;
             }

@@ -39,7 +39,7 @@ pub enum Verdict {
 impl Pace {
     /// A full bucket of one second's worth, and the account as it was kept.
     pub fn new(rate: Option<u64>, budget: Option<u64>, account: Account, now: Instant) -> Self {
-        let tokens = rate.map_or(0.0, |rate| depth(rate));
+        let tokens = rate.map_or(0.0, depth);
         Self { rate, tokens, filled: now, budget, account }
     }
 

@@ -54,6 +54,7 @@ pub struct Common {
 /// What an uplink promises, by the names of the field.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "kebab-case")]
+#[expect(clippy::enum_variant_names, reason = "these are the names of the field")]
 pub enum Delivery {
     /// Never twice; what is under way when the link or the gateway fails is lost.
     AtMostOnce,

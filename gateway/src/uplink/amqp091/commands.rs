@@ -75,10 +75,12 @@ impl Taker {
         }
         let options = BasicPublishOptions::default();
         // Nobody waits for a confirmation: the outcome that counts is spooled.
-        let _ = self
-            .channel
-            .basic_publish("".into(), reply_to.clone(), options, outcome.to_string().as_bytes(), properties)
-            .await?;
+        let body = outcome.to_string();
+        drop(
+            self.channel
+                .basic_publish("".into(), reply_to.clone(), options, body.as_bytes(), properties)
+                .await?,
+        );
         Ok(())
     }
 }

@@ -43,10 +43,6 @@ pub static UPLINK: UplinkType = UplinkType {
 
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
-#[expect(
-    clippy::unsafe_derive_deserialize,
-    reason = "no method of it is unsafe; tokio's select! makes it look so"
-)]
 struct Settings {
     /// `host:port`.
     address: String,

@@ -2,6 +2,7 @@
 //! key that never leaves the gateway, is put to the node `$cbs` (OASIS AMQP Claims-based Security 1.0 §4.1 and
 //! §5.1 "put-token"; the token's form is Azure's "Shared Access Signature"), and put again before it runs out.
 
+use std::fmt::Write as _;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context as _, bail};
@@ -94,7 +95,7 @@ fn percent(text: &str) -> String {
         if byte.is_ascii_alphanumeric() || b"-_.~".contains(&byte) {
             out.push(char::from(byte));
         } else {
-            out.push_str(&format!("%{byte:02X}"));
+            let _ = write!(out, "%{byte:02X}");
         }
     }
     out

@@ -1,4 +1,4 @@
-//! AMQP 1.0 (OASIS), by fe2o3-amqp: RabbitMQ, ActiveMQ Artemis, Qpid, and Azure's Event Hubs, Service Bus and IoT Hub.
+//! AMQP 1.0 (OASIS), by fe2o3-amqp: `RabbitMQ`, `ActiveMQ` Artemis, Qpid, and Azure's Event Hubs, Service Bus and IoT Hub.
 //!
 //! One sender link to one node. A message is durable, carries its id and its place, and counts as delivered only when
 //! the peer's disposition says *accepted*; released, rejected and modified are failures that end the connection, so

@@ -482,7 +482,7 @@ impl Connection<'_> {
                 bail!("the broker refused a message: {reason:?}")
             }
             Event::Subscribed { codes, .. } if codes.iter().any(|code| code.is_error()) => {
-                warn!(uplink:% = mqtt.name; "the broker refused a subscription: {:?}", codes);
+                warn!(uplink:% = mqtt.name; "the broker refused a subscription: {codes:?}");
             }
             Event::Message { message, token } => self.take_command(mqtt, &message, token),
             Event::Closed { reason } => {
@@ -637,7 +637,9 @@ impl Connection<'_> {
             let _ = self.client.publish(self.next_answer, &message);
         }
         let ours = answered.token.filter(|(connection, _)| *connection == mqtt.connections);
-        ours.into_iter().for_each(|(_, token)| self.client.acknowledge(token));
+        if let Some((_, token)) = ours {
+            self.client.acknowledge(token);
+        }
     }
 }
 

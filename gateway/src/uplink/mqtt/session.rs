@@ -105,7 +105,7 @@ impl Inquiry {
                 return Ok(Answer::Ours);
             }
             (Step::Listening { fence }, Event::Message { message, .. }) => {
-                client.unsubscribe(&[fence.clone()]).map_err(|error| anyhow!(error))?;
+                client.unsubscribe(std::slice::from_ref(fence)).map_err(|error| anyhow!(error))?;
                 return Ok(if &message.payload[..] == b"1" { Answer::Ours } else { Answer::Lost });
             }
             (Step::Fencing { is_ours, .. }, Event::Message { message, .. }) => {

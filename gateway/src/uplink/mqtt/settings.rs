@@ -354,8 +354,8 @@ mod tests {
 
     #[test]
     fn aws_wants_a_certificate_the_things_name_and_no_exactly_once() {
-        let (_file, _) = secret("pem");
-        let path = format!("{:?}", _file.path().display().to_string());
+        let (file, _) = secret("pem");
+        let path = format!("{:?}", file.path().display().to_string());
         let tls = format!("tls = {{ certificate = {path}, key = {path} }}");
         let text =
             format!("address = \"x-ats.iot.eu-west-1.amazonaws.com:443\"\npreset = \"aws-iot\"\n{tls}");
@@ -376,7 +376,7 @@ mod tests {
 
     #[test]
     fn azure_gets_its_user_name_and_a_token_that_ends() {
-        let (_file, key) = secret("YSBkZXZpY2Uga2V5IG9mIDMyIGJ5dGVzIGV4YWN0bHk=\n");
+        let (file, key) = secret("YSBkZXZpY2Uga2V5IG9mIDMyIGJ5dGVzIGV4YWN0bHk=\n");
         let text = format!(
             "address = \"hub.azure-devices.net:8883\"\npreset = \"azure-iot-hub\"\nclient_id = \"dev\"\ndevice_key = {key}"
         );
@@ -389,7 +389,7 @@ mod tests {
         let expires: u64 = token.rsplit_once("&se=").unwrap().1.parse().unwrap();
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
         assert!((3_590..=3_600).contains(&(expires - now)), "{token}");
-        let key = std::fs::read(_file.path()).unwrap();
+        let key = std::fs::read(file.path()).unwrap();
         assert_eq!(token, sas::token("hub.azure-devices.net", "dev", &key, expires).unwrap());
 
         for (more, wanted) in [

@@ -42,7 +42,9 @@ pub fn telemetry(gateway: &str, devices: Devices, id: &str, pack: &[u8]) -> anyh
     for record in &records {
         let text = |key: &str| record.get(key).and_then(Value::as_str);
         let number = |key: &str| record.get(key).and_then(Value::as_f64);
-        text("bn").into_iter().for_each(|name| name.clone_into(&mut base_name));
+        if let Some(name) = text("bn") {
+            name.clone_into(&mut base_name);
+        }
         base_time = number("bt").unwrap_or(base_time);
         let full = format!("{base_name}{}", text("n").unwrap_or(""));
         // A LAN client's message is called by its topic.
@@ -53,7 +55,7 @@ pub fn telemetry(gateway: &str, devices: Devices, id: &str, pack: &[u8]) -> anyh
         let ts = (seconds >= 268_435_456.0).then(|| (seconds * 1e3).round() as i64);
         newest = newest.max(ts);
         match (devices, name.split_once('/')) {
-            (Devices::Each, Some((device, key))) if !text("topic").is_some() => {
+            (Devices::Each, Some((device, key))) if text("topic").is_none() => {
                 shape.add(device, ts, key, value.clone());
             }
             _ => shape.add(gateway, ts, name, value.clone()),
