@@ -199,7 +199,8 @@ pub async fn run(start: Start, config: Config) -> Result<()> {
         let _ = coap_finished.await;
     })
     .await;
-    spool.close().await;
+    // On a full disk there is nothing to wait for: nobody was promised what cannot be written.
+    let _ = tokio::time::timeout(STOP_SPOOL, spool.close()).await;
     info!("stopped");
     ended
 }
@@ -354,3 +355,4 @@ const STATUS_INTERVAL: Duration = Duration::from_secs(5);
 const STOP_TASKS: Duration = Duration::from_millis(1500);
 const STOP_LEDGER: Duration = Duration::from_millis(800);
 const STOP_LISTENERS: Duration = Duration::from_millis(800);
+const STOP_SPOOL: Duration = Duration::from_millis(1500);

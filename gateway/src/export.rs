@@ -5,10 +5,11 @@ use std::fmt::Write as _;
 use serde_json::json;
 
 use crate::payload;
+use crate::payload::parcel::Origin;
 use crate::spool::{Body as Entry, Stored};
 
 /// One entry as a line of JSON or CSV.
-pub fn write_entry(out: &mut String, gateway: &str, entry: &Stored, is_csv: bool) {
+pub fn write_entry(out: &mut String, origin: &Origin, entry: &Stored, is_csv: bool) {
     let time = payload::rfc3339(&entry.stamp);
     let boot = entry.stamp.boot;
     if is_csv {
@@ -44,8 +45,7 @@ pub fn write_entry(out: &mut String, gateway: &str, entry: &Stored, is_csv: bool
         let _ = writeln!(out, "{},{boot},{},{}", entry.seq, time.unwrap_or_default(), cells.join(","));
         return;
     }
-    let mut line =
-        json!({ "id": format!("{gateway}/{boot}/{}", entry.seq), "seq": entry.seq.0, "time": time });
+    let mut line = json!({ "id": format!("{origin}/{}", entry.seq), "seq": entry.seq.0, "boot": boot.to_string(), "time": time });
     match &entry.body {
         Entry::Reading { channel, value, quality } => {
             line["channel"] = channel.name.as_str().into();

@@ -16,6 +16,7 @@ use serde_json::{Value as Json, json};
 use super::show::{Paint, bytes, span};
 use super::{Cli, parse_time, print, with_colour};
 use crate::control::Control;
+use crate::payload::parcel::Origin;
 use crate::spool::{Inspector, Seq, store_path};
 use crate::stock::{self, Circumstances};
 use crate::{count, export as log_export, paths};
@@ -182,6 +183,7 @@ pub async fn export(cli: &Cli, selection: &Selection) -> Result<ExitCode> {
             // The configuration may be gone or wrong; the log has no name of its own then.
             let gateway = crate::load_config(cli.config.as_deref())
                 .map_or_else(|_| "tidegate".into(), |config| config.gateway.name);
+            let origin = Origin { gateway, epoch: inspector.epoch()? };
             let is_csv = format == "csv";
             if is_csv {
                 print(log_export::CSV_HEAD);
@@ -197,7 +199,7 @@ pub async fn export(cli: &Cli, selection: &Selection) -> Result<ExitCode> {
                     entry.seq <= until && log_export::is_chosen(entry, channel.as_deref(), *from, *to)
                 };
                 for entry in entries.iter().filter(chosen) {
-                    log_export::write_entry(&mut text, &gateway, entry, is_csv);
+                    log_export::write_entry(&mut text, &origin, entry, is_csv);
                 }
                 if !print(&text) {
                     break;

@@ -60,6 +60,13 @@ impl Inspector {
         Ok(Self { reader: Reader::open(&store_path(directory))? })
     }
 
+    /// The random number made with the store.
+    pub fn epoch(&self) -> Result<u64, StoreError> {
+        let epoch: i64 =
+            self.reader.db.query_row("SELECT value FROM meta WHERE key = 'epoch'", [], |row| row.get(0))?;
+        Ok(epoch as u64)
+    }
+
     /// All tables, oldest first, the alarms last; empty ones are left out.
     pub fn partitions(&self) -> Result<Vec<Partition>, StoreError> {
         let db = &self.reader.db;

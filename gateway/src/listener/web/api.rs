@@ -17,6 +17,7 @@ use tokio::sync::broadcast::error::RecvError;
 use super::Door;
 use crate::command::{Command, Refusal, expiry};
 use crate::gateway::Gateway;
+use crate::payload::parcel::Origin;
 use crate::payload::{self, Format};
 use crate::reading::{ChannelId, Reading};
 use crate::spool::{HistoryQuery, Seq};
@@ -112,14 +113,14 @@ pub async fn export(State(gateway): App, query: Result<Query<Selection>, QueryRe
         Some("csv") => true,
         Some(_) => return refuse(StatusCode::BAD_REQUEST, "format is csv or jsonl"),
     };
-    let name = gateway.config().gateway.name.clone();
+    let origin = Origin { gateway: gateway.config().gateway.name.clone(), epoch: gateway.spool.epoch() };
     let until = Seq(selection.until.unwrap_or(u64::MAX));
     let start = (
         Seq(selection.after.unwrap_or_default()),
         is_csv.then(|| Bytes::from_static(log_export::CSV_HEAD.as_bytes())),
     );
     let lines = stream::unfold(Some(start), move |state| {
-        let (gateway, name) = (gateway.clone(), name.clone());
+        let (gateway, origin) = (gateway.clone(), origin.clone());
         let (channel, from, to) = (selection.channel.clone(), selection.from, selection.to);
         async move {
             let (after, head) = state?;
@@ -136,7 +137,7 @@ pub async fn export(State(gateway): App, query: Result<Query<Selection>, QueryRe
             });
             let mut text = String::new();
             for entry in chosen {
-                log_export::write_entry(&mut text, &name, entry, is_csv);
+                log_export::write_entry(&mut text, &origin, entry, is_csv);
             }
             Some((Ok(Bytes::from(text)), Some((last, None))))
         }
