@@ -151,7 +151,11 @@ pub async fn run(start: Start, config: Config) -> Result<()> {
             supervisor.spawn("ledger", keeper.run(interval, stop.clone(), keeper_back));
         }
         // What is measured is worth more than its proof.
-        Err(error) => error!("no manifests will be signed: {error}"),
+        Err(error) => {
+            error!("no manifests will be signed: {error}");
+            // Nobody is waited for at the end.
+            drop(keeper_back);
+        }
     }
     supervisor.spawn("readings", flows::take_readings(gateway.clone(), events, stop.clone()));
     supervisor.spawn("ingress", flows::take_ingress(gateway.clone(), ingress, stop.clone()));
@@ -199,8 +203,7 @@ pub async fn run(start: Start, config: Config) -> Result<()> {
         let _ = coap_finished.await;
     })
     .await;
-    // On a full disk there is nothing to wait for: nobody was promised what cannot be written.
-    let _ = tokio::time::timeout(STOP_SPOOL, spool.close()).await;
+    spool.close().await;
     info!("stopped");
     ended
 }
@@ -355,4 +358,3 @@ const STATUS_INTERVAL: Duration = Duration::from_secs(5);
 const STOP_TASKS: Duration = Duration::from_millis(1500);
 const STOP_LEDGER: Duration = Duration::from_millis(800);
 const STOP_LISTENERS: Duration = Duration::from_millis(800);
-const STOP_SPOOL: Duration = Duration::from_millis(1500);
