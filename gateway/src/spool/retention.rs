@@ -51,6 +51,11 @@ impl Default for Tending {
 }
 
 impl Tending {
+    /// Whether the next commit has to make room.
+    pub(super) fn is_forced(&self) -> bool {
+        self.forced > 0
+    }
+
     /// A commit with `weight` bytes is through, of a store that may be `max_size` bytes large.
     pub(super) fn done(&mut self, tended: &Tended, weight: u64, max_size: u64) {
         if tended.has_looked {
@@ -76,6 +81,9 @@ impl Store {
     /// Has the next commit drop at least so many partitions, because the disk is full.
     pub(super) fn force_room(&mut self, partitions: usize) {
         self.tending.forced = partitions;
+        if let Err(error) = self.allow_pages(RESERVE_PAGES) {
+            log::warn!("the spool's limit cannot be lifted to make room: {error}");
+        }
         self.tending.is_due = true;
     }
 
@@ -321,6 +329,8 @@ const SLICES: usize = 4;
 const UNDER_WAY: u64 = 65_536;
 /// Alarms deleted with one commit at the most.
 const ALARMS_AT_ONCE: i64 = 512;
+/// Pages that a full database may take for the commit that makes room.
+const RESERVE_PAGES: u64 = 64;
 /// Bytes after which it is looked again whether the limit is near, in a store that is not small.
 const LOOK_EVERY: u64 = 128 << 10;
 /// A year: minute means outlive the readings by that much at the most.

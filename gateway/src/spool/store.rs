@@ -355,6 +355,7 @@ impl Store {
     /// Writes a batch in one transaction, everything or nothing, with what has to make room for it and the losses
     /// that this makes.
     pub(super) fn commit(&mut self, batch: &Batch) -> Result<Done, StoreError> {
+        let is_forced = self.tending.is_forced();
         let (tended, settled, written) = self.write(batch)?;
         let first = Seq(self.last.0 + (tended.gaps.len() + batch.lost.len()) as u64 + 1);
         if !batch.progress.is_empty() {
@@ -365,6 +366,9 @@ impl Store {
         self.rollup.add(&self.clocks, &written.points);
         let has_taken_back = written.has_taken_back;
         let (dropped, begun) = self.take_over(tended, written);
+        if is_forced {
+            self.limit_pages()?;
+        }
         if !batch.clocks.is_empty()
             && let Err(error) = self.learn_clocks(has_taken_back)
         {
@@ -664,7 +668,12 @@ impl Store {
 
     /// SQLite's own limit stands a little above ours: it is hit only when dropping could not keep up.
     fn limit_pages(&self) -> Result<(), StoreError> {
-        let pages = (self.options.max_size / PAGE as u64).max(64) as i64;
+        self.allow_pages(0)
+    }
+
+    /// The limit with so many pages more: a full database needs some to make room in.
+    pub(super) fn allow_pages(&self, more: u64) -> Result<(), StoreError> {
+        let pages = ((self.options.max_size / PAGE as u64).max(64) + more) as i64;
         self.db.query_row(&format!("PRAGMA max_page_count = {pages}"), [], |_| Ok(()))?;
         Ok(())
     }

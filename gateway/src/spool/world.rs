@@ -193,7 +193,7 @@ impl World {
     /// Readings, messages and now and then an alarm, or so many messages that the live lane falls behind.
     fn produce(&mut self) {
         // The writer's own bound on a commit, as far as this small a database needs it.
-        if self.queue.len() > 1000 {
+        if self.queue.iter().map(|(_, entry)| entry.weight()).sum::<u64>() > 200_000 {
             return;
         }
         let count = if self.is_bursty && self.random.one_in(12) { 5000 } else { 1 + self.random.below(60) };
