@@ -129,6 +129,12 @@ impl Clock {
         Self(Box::leak(Box::new(Keeper::new(BootId::random(), Box::new(sources)))))
     }
 
+    /// This machine's clocks as of another boot.
+    #[cfg(test)]
+    pub fn rebooted() -> Self {
+        Self::simulated(sources::System)
+    }
+
     /// The running boot.
     pub fn boot(self) -> BootId {
         self.0.boot

@@ -1,12 +1,16 @@
-//! A database that is damaged never stops the gateway: it is set aside, a new one begun, the loss recorded.
+//! A database that is damaged never stops the gateway: it is set aside, a new one begun with what the old one still
+//! holds, the loss recorded.
 
+use std::collections::HashMap;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Instant;
 
 use log::{error, warn};
-use rusqlite::{Connection, OpenFlags};
 
-use super::entry::{Gap, GapReason};
+use super::progress::Progress;
+use super::salvage::{self, Beginning, Remains};
 use super::store::{Batch, Store, StoreError};
 use super::{Options, Seq, store_path};
 use crate::clock::Clock;
@@ -20,53 +24,99 @@ pub struct Damage {
     pub what: String,
 }
 
-/// Opens the store; if it is damaged, sets it aside and begins a new one.
+/// What a running gateway knows of a store that broke.
+pub(super) struct Known {
+    pub(super) epoch: u64,
+    /// The last place that was given out.
+    pub(super) last: Seq,
+    pub(super) progress: Arc<HashMap<String, Progress>>,
+}
+
+/// Opens the store; if it is damaged, sets it aside and begins a new one with what the old one still holds. Goes on
+/// with that where an earlier start was cut short.
 pub(super) fn open_or_quarantine(
     directory: &Path,
     options: &Options,
     clock: Clock,
 ) -> Result<(Store, Option<Damage>), StoreError> {
-    match Store::open(directory, options, clock, Seq(0)) {
-        Ok(store) => Ok((store, None)),
+    let opened = match salvage::marked(directory) {
+        Some(kept_as) => {
+            set_aside(directory, &kept_as)?;
+            begin_anew(directory, options, clock, kept_as, None)
+                .map(|(store, damage)| (store, Some(Damage { what: "found earlier".into(), ..damage })))
+        }
+        None => Store::open(directory, options, clock, &Beginning::default()).map(|store| (store, None)),
+    };
+    match opened {
         Err(error) if error.is_damage() => {
             error!("the spool is damaged: {error}");
+            salvage::unmark(directory);
             let (store, mut damage) = quarantine(directory, options, clock, None)?;
             damage.what = error.to_string();
             Ok((store, Some(damage)))
         }
-        Err(error) => Err(error),
+        opened => opened,
     }
 }
 
-/// Renames the damaged files and begins a new store behind every place that the old one gave out. The loss is the
-/// new store's first entry.
+/// Renames the damaged files and begins a new store with what is left of them, behind every place that the old one gave
+/// out.
 pub(super) fn quarantine(
     directory: &Path,
     options: &Options,
     clock: Clock,
-    last: Option<Seq>,
+    known: Option<Known>,
 ) -> Result<(Store, Damage), StoreError> {
-    let path = store_path(directory);
-    let (oldest, newest) = last_places(&path);
-    let newest = last.max(newest);
     let kept_as = free_name(directory);
-    for suffix in ["", "-wal", "-shm"] {
-        let (from, to) = (with_suffix(&path, suffix), with_suffix(&kept_as, suffix));
+    if let Err(error) = salvage::mark(directory, &kept_as) {
+        // On a full disk, for one. A power cut before all is taken over then loses the rest.
+        warn!("what is being mended is not noted: {error}");
+    }
+    set_aside(directory, &kept_as)?;
+    begin_anew(directory, options, clock, kept_as, known)
+}
+
+/// Renames the files of a damaged store, as far as that is not done. The database itself is the last: as long as it is
+/// not renamed, no other stands in its place.
+fn set_aside(directory: &Path, kept_as: &Path) -> Result<(), StoreError> {
+    if kept_as.exists() {
+        return Ok(());
+    }
+    let path = store_path(directory);
+    for suffix in ["-shm", "-wal", ""] {
+        let (from, to) = (with_suffix(&path, suffix), with_suffix(kept_as, suffix));
         if let Err(error) = fs::rename(&from, &to)
             && error.kind() != std::io::ErrorKind::NotFound
         {
             return Err(StoreError::Directory { path: from, error });
         }
     }
+    salvage::sync(directory).map_err(|error| StoreError::Directory { path: directory.to_owned(), error })
+}
+
+fn begin_anew(
+    directory: &Path,
+    options: &Options,
+    clock: Clock,
+    kept_as: PathBuf,
+    known: Option<Known>,
+) -> Result<(Store, Damage), StoreError> {
     forget_older(directory, &kept_as);
-    // A step beyond the last place known: entries may have been committed that can no longer be read.
-    let base = newest.map_or_else(random_base, |newest| Seq((newest.0 / STEP + 2) * STEP));
-    let mut store = Store::open(directory, options, clock, base)?;
-    let from_seq = oldest.map(|seq| seq.0);
-    let to_seq = newest.map(|seq| seq.0);
-    let count = from_seq.zip(to_seq).map(|(from, to)| to + 1 - from.min(to));
-    let gap = Gap { from_seq, to_seq, count, reason: GapReason::Damage };
-    store.commit(&Batch { lost: vec![gap], ..Batch::default() })?;
+    let until = Instant::now() + salvage::PATIENCE;
+    let mut remains = Remains::open(&kept_as);
+    remains.look(until);
+    let (epoch, last) = (known.as_ref().map(|known| known.epoch), known.as_ref().map(|known| known.last));
+    let beginning = remains.beginning(epoch, last);
+    let mut store = Store::open(directory, options, clock, &beginning)?;
+    if let Some(known) = known {
+        let progress = known.progress.iter().map(|(uplink, progress)| (uplink.clone(), progress.clone()));
+        store.commit(&Batch { progress: progress.collect(), ..Batch::default() })?;
+    }
+    store.begin_remains(remains)?;
+    match store.take_over_remains(until) {
+        Err(error) if error.is_full() => store.give_up_remains()?,
+        taken => drop(taken?),
+    }
     Ok((store, Damage { kept_as, what: String::new() }))
 }
 
@@ -117,22 +167,6 @@ fn allocate(file: &File, length: u64) -> std::io::Result<()> {
     }
 }
 
-/// The first and last place in a damaged database, as far as it can still be read.
-fn last_places(path: &Path) -> (Option<Seq>, Option<Seq>) {
-    let Ok(db) = Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_ONLY) else {
-        return (None, None);
-    };
-    let read = |sql: &str| -> Option<i64> { db.query_row(sql, [], |row| row.get(0)).ok() };
-    let oldest = read("SELECT min(first) FROM part");
-    let newest = read("SELECT max(first) FROM part").map(|first| {
-        let id = read("SELECT max(id) FROM part").unwrap_or_default();
-        read(&format!("SELECT max(seq) FROM r_{id}")).unwrap_or(first).max(first)
-    });
-    let place =
-        |seq: Option<i64>| seq.and_then(|seq| u64::try_from(seq).ok()).filter(|seq| *seq < MAX_SEQ).map(Seq);
-    (place(oldest), place(newest))
-}
-
 fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
     name.push(suffix);
@@ -172,16 +206,3 @@ fn forget_older(directory: &Path, newest: &Path) {
         }
     }
 }
-
-/// Nothing of the old places is known: far away from any of them, and still exact in JSON.
-fn random_base() -> Seq {
-    let mut bytes = [0; 8];
-    let _ =
-        File::open("/dev/urandom").and_then(|mut random| std::io::Read::read_exact(&mut random, &mut bytes));
-    Seq((u64::from_le_bytes(bytes) >> 20) / STEP * STEP + STEP)
-}
-
-/// New stores begin at a multiple of this.
-const STEP: u64 = 1_000_000;
-/// 2⁵³: what JSON readers hold exactly.
-const MAX_SEQ: u64 = 1 << 53;

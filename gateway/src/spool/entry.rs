@@ -500,11 +500,11 @@ const TEXT: i64 = 4;
 const NO_VALUE: i64 = 5;
 pub(super) const AGGREGATE: i64 = 6;
 const MESSAGE: i64 = 8;
-const OUTCOME: i64 = 9;
-const GAP: i64 = 10;
+pub(super) const OUTCOME: i64 = 9;
+pub(super) const GAP: i64 = 10;
 const ALARM: i64 = 11;
 const CLOCK: i64 = 12;
 const MANIFEST: i64 = 13;
 
 /// Key, stamps, codes and SQLite's own header of a row.
-const ROW_OVERHEAD: u64 = 36;
+pub(super) const ROW_OVERHEAD: u64 = 36;

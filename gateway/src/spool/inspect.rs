@@ -267,7 +267,7 @@ const MAX_HOLES: usize = 100;
 
 #[cfg(test)]
 mod tests {
-    use super::super::{Entry, GapReason, Options, Spool, WhenFull};
+    use super::super::{Entry, GapReason, Options, Spool, WhenFull, vfs};
     use super::*;
     use crate::clock::Clock;
 
@@ -320,7 +320,7 @@ mod tests {
         let gap = Gap { from_seq: Some(30), to_seq: Some(39), count: Some(10), reason: GapReason::Quota };
         spool.append(vec![Entry::Gap { gap, stamp: Clock::new().stamp() }], true).await.unwrap();
         spool.close().await;
-        let db = rusqlite::Connection::open(store_path(directory.path())).unwrap();
+        let db = vfs::open(&store_path(directory.path()), rusqlite::OpenFlags::default()).unwrap();
         db.execute_batch(
             "DELETE FROM r_1 WHERE seq BETWEEN 30 AND 41; UPDATE r_1 SET kind = 99 WHERE seq = 50",
         )

@@ -25,11 +25,13 @@ mod progress;
 mod reader;
 mod retention;
 mod rollup;
+mod salvage;
 mod schema;
 mod store;
 #[cfg(test)]
 mod tests;
 mod thin;
+mod vfs;
 mod wear;
 #[cfg(test)]
 mod world;
@@ -171,9 +173,11 @@ impl Spool {
         };
         // Two of them: a chart of a year keeps no uplink waiting.
         let path = store_path(directory);
-        let reader_thread = spawn("spool-reader", move || reader::run(&path, reader_jobs));
+        let told = writer.downgrade();
+        let reader_thread = spawn("spool-reader", move || reader::run(&path, reader_jobs, &told));
         let path = store_path(directory);
-        let historian_thread = spawn("spool-history", move || reader::run(&path, historian_jobs));
+        let told = writer.downgrade();
+        let historian_thread = spawn("spool-history", move || reader::run(&path, historian_jobs, &told));
         let threads = Arc::new(Mutex::new(vec![writer_thread?, reader_thread?, historian_thread?]));
         let directory = directory.into();
         Ok((Self { writer, reader, historian, committed, stats, clock, directory, threads }, damage))

@@ -15,6 +15,7 @@ use super::clocks::Clocks;
 use super::entry::{self, Class, Stored, StoredChannel};
 use super::history::{Bucket, HistoryQuery};
 use super::store::{StoreError, damaged};
+use super::{vfs, writer};
 use crate::clock::{BootId, Wall, WallQuality};
 
 /// What the reader is asked.
@@ -33,8 +34,9 @@ pub(super) struct Range {
     pub(super) limit: usize,
 }
 
-/// Serves jobs until told to close. Reopens when the database was replaced.
-pub(super) fn run(path: &Path, mut jobs: mpsc::Receiver<Job>) {
+/// Serves jobs until told to close. Reopens when the database was replaced; tells the writer when it is damaged, which
+/// then replaces it.
+pub(super) fn run(path: &Path, mut jobs: mpsc::Receiver<Job>, writer: &mpsc::WeakSender<writer::Job>) {
     let mut reader: Option<Reader> = None;
     while let Some(job) = jobs.blocking_recv() {
         if reader.as_ref().is_some_and(|reader| !reader.is_current()) {
@@ -44,11 +46,20 @@ pub(super) fn run(path: &Path, mut jobs: mpsc::Receiver<Job>) {
             if reader.is_none() {
                 reader = Some(Reader::open(path).map_err(|error| error.to_string())?);
             }
-            let result = reader.as_mut().map_or(Ok(()), read).map_err(|error| error.to_string());
+            let result = reader.as_mut().map_or(Ok(()), read);
+            let inode = reader.as_ref().map_or(0, |reader| reader.inode);
             if result.is_err() {
                 reader = None;
             }
-            result
+            result.map_err(|error| {
+                if error.is_damage()
+                    && let Some(writer) = writer.upgrade()
+                {
+                    // Its queue is full: it is told by the next who reads.
+                    let _ = writer.try_send(writer::Job::Unsound { inode, what: error.to_string() });
+                }
+                error.to_string()
+            })
         };
         match job {
             Job::After { after, limit, reply } => {
@@ -85,10 +96,7 @@ impl Reader {
     pub(super) fn open(path: &Path) -> Result<Self, StoreError> {
         let metadata = |error| StoreError::Directory { path: path.to_owned(), error };
         let inode = fs::metadata(path).map_err(metadata)?.ino();
-        let db = Connection::open_with_flags(
-            path,
-            OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX,
-        )?;
+        let db = vfs::open(path, OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX)?;
         // Closing must never touch the log beside the file: another database may stand under the name by then.
         db.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
         db.pragma_update(None, "cache_size", -512)?;

@@ -89,7 +89,7 @@ impl Store {
 
     /// Begins a new partition when the last is full, and drops what nobody needs or what has to make room.
     pub(super) fn tend(&self, tx: &Connection) -> Result<Tended, StoreError> {
-        let is_full = self.partitions.last().is_some_and(|last| last.weight >= self.partition_weight());
+        let is_full = self.partitions.last().is_some_and(|last| last.weight >= partition_weight(&self.options));
         if !is_full && !self.tending.is_due {
             return Ok(Tended::default());
         }
@@ -130,12 +130,6 @@ impl Store {
         tx.execute("INSERT INTO part (id, first) VALUES (?, ?)", params![id, first.0 as i64])?;
         let oldest_ns = self.clock().stamp().wall.map_or(0, |wall| wall.unix_ns);
         Ok(Partition { id, first, weight: 0, oldest_ns, thinned_to: Seq(0) })
-    }
-
-    /// A partition is a small part of the whole, so that dropping one frees little more than is needed, and takes no
-    /// longer than a commit may take.
-    fn partition_weight(&self) -> u64 {
-        (self.options.max_size / 64).clamp(128 << 10, 8 << 20)
     }
 }
 
@@ -291,6 +285,12 @@ impl Room<'_> {
         alarms.first = first.map(|seq| Seq(seq as u64));
         Ok(Some(alarms))
     }
+}
+
+/// A partition is a small part of the whole, so that dropping one frees little more than is needed, and takes no
+/// longer than a commit may take.
+pub(super) fn partition_weight(options: &Options) -> u64 {
+    (options.max_size / 64).clamp(128 << 10, 8 << 20)
 }
 
 /// Whether nothing of `first..=last` that an uplink misses can be under way to it: it lies far behind what it has.

@@ -6,45 +6,54 @@
 //! | `boot`, `channel` | names behind the numbers in rows |
 //! | `part` | the partitions of telemetry, each a table `r_<id>` and how far it is thinned out |
 //! | `alarm` | the class alarm, in the same places as telemetry |
-//! | `progress`, `state` | what each uplink's peer has, and the blob of its protocol |
+//! | `progress` | what each uplink's peer has |
 //! | `clock` | what was learnt of each boot's clock |
 //! | `gap` | losses, for the page |
 //! | `span` | stretches of rows with the bounds of their times |
 //! | `rollup` | minimum, maximum, sum and number per channel and minute |
 //! | `guess` | the same of boots whose clock was never set |
 //! | `command` | ids of commands and their outcomes |
-//! | `blob` | what others keep here: small, by name |
+//! | `blob` | what others keep here: small, by name; the state of each uplink's protocol is among it |
+//!
+//! Every table that has to survive a damaged one is known by the shape of its rows: [`super::salvage`] reads pages
+//! without knowing whose they are. `span`, `rollup` and `guess` have no row of a shape that another table has either.
 
 use std::path::PathBuf;
 
 use rusqlite::Connection;
 
-use super::Seq;
 use super::entry::{ALARM_KINDS, NUMERIC_KINDS};
 use super::rollup::MINUTE_NS;
+use super::salvage::{self, Beginning};
 use super::store::StoreError;
 
 /// The format of the schema; a store with a higher one is refused.
 pub(super) const FORMAT: i64 = 2;
 
-/// Makes the tables of a new store that begins behind `first`.
-pub(super) fn create(db: &Connection, first: Seq) -> Result<(), StoreError> {
+/// Makes the tables of a new store.
+pub(super) fn create(db: &Connection, beginning: &Beginning) -> Result<(), StoreError> {
     let mut epoch = [0; 8];
     std::fs::File::open("/dev/urandom")
         .and_then(|mut random| std::io::Read::read_exact(&mut random, &mut epoch))
         .map_err(|error| StoreError::Directory { path: PathBuf::from("/dev/urandom"), error })?;
     // 53 bits: every JSON reader holds it exactly.
-    let epoch = (u64::from_le_bytes(epoch) >> 11) as i64;
+    let epoch = beginning.epoch.unwrap_or(u64::from_le_bytes(epoch) >> 11) as i64;
     let tx = db.unchecked_transaction()?;
     tx.execute_batch(
-        "CREATE TABLE meta (key TEXT PRIMARY KEY, value NOT NULL) WITHOUT ROWID;
+        "CREATE TABLE meta (key TEXT PRIMARY KEY, value NOT NULL);
          CREATE TABLE boot (id INTEGER PRIMARY KEY, uuid BLOB NOT NULL UNIQUE);
          CREATE TABLE channel (id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE, unit TEXT NOT NULL);
          CREATE TABLE gap (id INTEGER PRIMARY KEY, wall INTEGER NOT NULL, json TEXT NOT NULL);
          CREATE TABLE part (id INTEGER PRIMARY KEY, first INTEGER NOT NULL);",
     )?;
-    tx.execute("INSERT INTO meta (key, value) VALUES ('epoch', ?), ('base', ?)", [epoch, first.0 as i64])?;
+    let base = beginning.base.0 as i64;
+    tx.execute("INSERT INTO meta (key, value) VALUES ('epoch', ?), ('base', ?)", [epoch, base])?;
     create_since_2(&tx)?;
+    salvage::insert_rows(&tx, &beginning.rows)?;
+    if let Some(id) = beginning.partition {
+        create_rows(&tx, &format!("r_{id}"))?;
+        tx.execute("INSERT INTO part (id, first) VALUES (?, ?)", [id, base + 1])?;
+    }
     tx.execute_batch(&format!("PRAGMA user_version = {FORMAT}"))?;
     tx.commit()?;
     Ok(())
@@ -117,13 +126,12 @@ fn create_since_2(db: &Connection) -> Result<(), StoreError> {
     db.execute_batch(
         "ALTER TABLE part ADD COLUMN thinned_to INTEGER NOT NULL DEFAULT 0;
          CREATE TABLE progress (uplink TEXT PRIMARY KEY, alarm INTEGER NOT NULL, live INTEGER NOT NULL,
-                                holes TEXT NOT NULL) WITHOUT ROWID;
-         CREATE TABLE state (uplink TEXT PRIMARY KEY, state BLOB NOT NULL);
+                                holes TEXT NOT NULL);
          CREATE TABLE clock (id INTEGER PRIMARY KEY, boot INTEGER NOT NULL, mono INTEGER NOT NULL,
                              offset INTEGER NOT NULL, error INTEGER, quality INTEGER NOT NULL);
          CREATE TABLE span (first INTEGER PRIMARY KEY, last INTEGER NOT NULL, boot INTEGER NOT NULL,
                             mono_from INTEGER NOT NULL, mono_to INTEGER NOT NULL, wall_from INTEGER NOT NULL,
-                            wall_to INTEGER NOT NULL, clock INTEGER NOT NULL, rolled INTEGER NOT NULL);
+                            wall_to INTEGER NOT NULL, clock INTEGER NOT NULL, rolled INTEGER NOT NULL) WITHOUT ROWID;
          CREATE TABLE rollup (channel INTEGER, minute INTEGER, n INTEGER, min REAL, max REAL, sum REAL,
                               PRIMARY KEY (channel, minute)) WITHOUT ROWID;
          CREATE TABLE guess (boot INTEGER, channel INTEGER, minute INTEGER, n INTEGER, min REAL, max REAL,

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use log::warn;
 use rusqlite::config::DbConfig;
-use rusqlite::{Connection, ErrorCode, OptionalExtension as _, params};
+use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension as _, ffi, params};
 
 use super::clocks::{self, Clocks};
 use super::commands::{self, Begun, CommandRow, CommandStep};
@@ -15,8 +15,9 @@ use super::entry::{Class, ClockRecord, Entry, Gap, wall_columns};
 use super::progress::Progress;
 use super::retention::{Tended, Tending};
 use super::rollup::{Point, Rollup, Settled};
+use super::salvage::{self, Beginning, Beyond, Remains};
 use super::schema::{self, FORMAT};
-use super::{Committed, Options, Seq, store_path, wear};
+use super::{Committed, Options, Seq, store_path, vfs, wear};
 use crate::clock::{BootId, Clock, WallQuality};
 
 /// How the spool stands.
@@ -54,6 +55,8 @@ pub struct Stats {
     pub bytes_per_commit: u64,
     /// Whether the budget is used up although commits are as rare as they may be.
     pub is_over_budget: bool,
+    /// Whether what a damaged store held is still being taken over.
+    pub is_salvaging: bool,
 }
 
 /// Why the store could not be opened or used.
@@ -88,6 +91,7 @@ impl StoreError {
         match self {
             Self::Sqlite(rusqlite::Error::SqliteFailure(error, _)) => {
                 matches!(error.code, ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase)
+                    || UNREADABLE.contains(&error.extended_code)
             }
             Self::Sqlite(
                 rusqlite::Error::InvalidColumnType(..)
@@ -119,10 +123,13 @@ pub(super) struct Store {
     /// Oldest first; the last one is written to.
     pub(super) partitions: Vec<Partition>,
     pub(super) alarms: Alarms,
+    base: Seq,
+    /// What is still to be taken over from a damaged store.
+    pub(super) remains: Option<Box<Remains>>,
     channels: HashMap<String, i64>,
     progress: Arc<HashMap<String, Progress>>,
     clocks: Clocks,
-    rollup: Rollup,
+    pub(super) rollup: Rollup,
     gaps: Vec<(i64, Gap)>,
     commits: u64,
     appended: u64,
@@ -209,16 +216,25 @@ struct Written {
 }
 
 impl Store {
-    /// Opens or makes the database. `first` is the place to begin with when it is new.
+    /// Opens the database, or makes it with that beginning.
     pub(super) fn open(
         directory: &Path,
         options: &Options,
         clock: Clock,
-        first: Seq,
+        beginning: &Beginning,
     ) -> Result<Self, StoreError> {
         let path = store_path(directory);
-        let db = Connection::open(&path)?;
+        let beyond = salvage::beyond(&path);
+        if beyond.length > 0 && std::fs::metadata(&path).is_ok_and(|metadata| metadata.len() == 0) {
+            // SQLite would remove the log.
+            return Err(damaged("the database is empty beside its log"));
+        }
+        let db = vfs::open(&path, OpenFlags::default())?;
+        let is_new = db.query_row("PRAGMA page_count", [], |row| row.get::<_, i64>(0))? == 0;
         db.pragma_update(None, "page_size", PAGE)?;
+        if is_new {
+            vfs::reserve(&db)?;
+        }
         // Before the log is there: EXTRA also flushes that the first transaction's journal is gone, which would undo it
         // after a power cut. With the log it is FULL.
         db.pragma_update(None, "synchronous", "EXTRA")?;
@@ -234,8 +250,9 @@ impl Store {
             return Err(StoreError::Newer(format));
         }
         if format == 0 {
-            schema::create(&db, first)?;
+            schema::create(&db, beginning)?;
         } else {
+            check_log(&db, beyond, clock.boot())?;
             if db.query_row("PRAGMA page_count", [], |row| row.get::<_, i64>(0))? < QUICK_CHECK_PAGES {
                 let verdict: String = db.query_row("PRAGMA quick_check(1)", [], |row| row.get(0))?;
                 if verdict != "ok" {
@@ -255,6 +272,8 @@ impl Store {
             clock,
             boot,
             epoch,
+            base: Seq(base),
+            remains: None,
             options: options.clone(),
             last: Seq(base),
             last_alarm: Seq(0),
@@ -301,7 +320,24 @@ impl Store {
     }
 
     pub(super) fn committed(&self) -> Committed {
-        Committed { last: self.last, last_alarm: self.last_alarm, progress: self.progress.clone() }
+        // Before what stands in front is here, nobody may pass it.
+        let (last, last_alarm) =
+            if self.remains.is_some() { (Seq(0), Seq(0)) } else { (self.last, self.last_alarm) };
+        Committed { last, last_alarm, progress: self.progress.clone() }
+    }
+
+    /// The place before the first that this store gave out itself.
+    pub(super) fn base(&self) -> Seq {
+        self.base
+    }
+
+    pub(super) fn epoch(&self) -> u64 {
+        self.epoch
+    }
+
+    /// The losses that are known here, newest last.
+    pub(super) fn told_losses(&self) -> Vec<Gap> {
+        self.gaps.iter().map(|(_, gap)| gap.clone()).collect()
     }
 
     pub(super) fn clock(&self) -> Clock {
@@ -318,12 +354,7 @@ impl Store {
 
     /// The blob of an uplink's protocol; empty where there is none.
     pub(super) fn state(&self, uplink: &str) -> Result<Vec<u8>, StoreError> {
-        let state = self
-            .db
-            .prepare_cached("SELECT state FROM state WHERE uplink = ?")?
-            .query_row([uplink], |row| row.get(0))
-            .optional()?;
-        Ok(state.unwrap_or_default())
+        Ok(self.blob(&state_key(uplink))?.unwrap_or_default())
     }
 
     /// What somebody keeps here under `key`.
@@ -349,6 +380,7 @@ impl Store {
     /// The oldest place that is still there, else the one that comes next.
     pub(super) fn first_seq(&self) -> Seq {
         let oldest = self.partitions.first().map_or(self.last.next(), |first| first.first);
+        let oldest = self.remains.as_ref().and_then(|remains| remains.oldest()).map_or(oldest, |old| old.min(oldest));
         self.alarms.first.map_or(oldest, |alarm| alarm.min(oldest))
     }
 
@@ -404,10 +436,6 @@ impl Store {
                 progress.holes_json()
             ])?;
         }
-        for (uplink, state) in &batch.states {
-            tx.prepare_cached("INSERT OR REPLACE INTO state (uplink, state) VALUES (?, ?)")?
-                .execute(params![uplink, state])?;
-        }
         for (record, mono) in &batch.clocks {
             let boot =
                 if record.boot == self.clock.boot() { self.boot } else { intern_boot(&tx, record.boot)? };
@@ -420,9 +448,11 @@ impl Store {
         for step in &batch.commands {
             written.begun.extend(step.write(&tx)?);
         }
+        for (uplink, state) in &batch.states {
+            put_blob(&tx, &state_key(uplink), state)?;
+        }
         for (key, value) in &batch.blobs {
-            tx.prepare_cached("INSERT OR REPLACE INTO blob (key, value) VALUES (?, ?)")?
-                .execute(params![key, value])?;
+            put_blob(&tx, key, value)?;
         }
         tx.commit()?;
         Ok((tended, settled, written))
@@ -543,11 +573,36 @@ impl Store {
         Ok(())
     }
 
-    /// Grows the log to the length that it has between checkpoints anyway.
-    pub(super) fn grow_log(&self) -> std::io::Result<()> {
+    /// Grows the log to the length that it has between checkpoints anyway, and notes it in the database itself: a
+    /// shorter one has lost something.
+    pub(super) fn grow_log(&mut self) -> Result<(), StoreError> {
         let mut log = store_path(&self.directory).into_os_string();
         log.push("-wal");
-        wear::grow_log(Path::new(&log), log_length(log_frames(self.options.max_size)))
+        let length = log_length(log_frames(self.options.max_size));
+        wear::grow_log(Path::new(&log), length)
+            .map_err(|error| StoreError::Directory { path: log.into(), error })?;
+        if self.blob(GROWN)?.as_deref() != Some(&length.to_be_bytes()) {
+            self.note_log(length)?;
+            self.reuse_log()?;
+        }
+        Ok(())
+    }
+
+    /// Notes how long the log is at least; 0 before it is removed.
+    pub(super) fn note_log(&mut self, length: u64) -> Result<(), StoreError> {
+        let blobs = vec![(GROWN.to_owned(), length.to_be_bytes().to_vec())];
+        self.commit(&Batch { blobs, ..Batch::default() }).map(drop)
+    }
+
+    /// Reads again what was written into the tables of names, progress and clocks.
+    pub(super) fn learn_rows(&mut self) -> Result<(), StoreError> {
+        self.channels = self
+            .db
+            .prepare("SELECT name, id FROM channel")?
+            .query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?
+            .collect::<Result<_, _>>()?;
+        self.load_progress()?;
+        self.clocks.learn(&self.db)
     }
 
     pub(super) fn stats(&self) -> Stats {
@@ -559,6 +614,7 @@ impl Store {
     /// Brings `stats` up to date; the size only where the caller looked it up.
     pub(super) fn show(&self, stats: &mut Stats, bytes: Option<u64>) {
         stats.epoch = self.epoch;
+        stats.is_salvaging = self.remains.is_some();
         stats.first_seq = self.first_seq().0.min(self.last.0);
         stats.last_seq = self.last.0;
         stats.bytes = bytes.unwrap_or(stats.bytes);
@@ -621,13 +677,7 @@ impl Store {
             tx.commit()?;
             self.partitions.push(first);
         }
-        self.channels = self
-            .db
-            .prepare("SELECT name, id FROM channel")?
-            .query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?
-            .collect::<Result<_, _>>()?;
-        self.load_progress()?;
-        self.clocks.learn(&self.db)?;
+        self.learn_rows()?;
         let gaps = self
             .db
             .prepare("SELECT wall, json FROM (SELECT * FROM gap ORDER BY id DESC LIMIT ?) ORDER BY id")?
@@ -679,6 +729,31 @@ impl Store {
     }
 }
 
+/// Whether the log beside the database is what this store, or an earlier process of this boot, left behind.
+///
+/// SQLite takes the first frame that is not whole for the log's end: right after a power cut in the middle of a commit,
+/// which promised nothing, and wrong where whole commits follow. One may follow after a power cut, the last, whose
+/// frames reach the disk in any order; more cannot, each being flushed before the next begins.
+fn check_log(db: &Connection, beyond: Beyond, boot: BootId) -> Result<(), StoreError> {
+    let written_by: Option<Vec<u8>> =
+        db.query_row("SELECT uuid FROM boot ORDER BY id DESC LIMIT 1", [], |row| row.get(0)).optional()?;
+    let is_same_boot = written_by.as_deref() == Some(&boot.0.to_be_bytes());
+    if beyond.is_short || beyond.commits > u64::from(!is_same_boot) {
+        return Err(damaged("the log is damaged before its end"));
+    }
+    let has_blobs = db.table_exists(None, "blob")?;
+    let grown: Option<Vec<u8>> = if has_blobs {
+        db.query_row("SELECT value FROM blob WHERE key = ?", [GROWN], |row| row.get(0)).optional()?
+    } else {
+        None
+    };
+    let grown = grown.and_then(|bytes| bytes.first_chunk().map(|bytes| u64::from_be_bytes(*bytes)));
+    if grown.is_some_and(|grown| beyond.length < grown) {
+        return Err(damaged("the log is shorter than it was"));
+    }
+    Ok(())
+}
+
 /// Pages in the log before it is written back: a thousand, and less where the whole store is small.
 fn log_frames(max_size: u64) -> u64 {
     (max_size / 16 / PAGE as u64).clamp(64, 1000)
@@ -692,6 +767,15 @@ fn log_length(frames: u64) -> u64 {
 pub(super) fn damaged(what: &str) -> StoreError {
     let code = rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_CORRUPT);
     StoreError::Sqlite(rusqlite::Error::SqliteFailure(code, Some(what.to_owned())))
+}
+
+fn put_blob(tx: &Connection, key: &str, value: &[u8]) -> Result<(), StoreError> {
+    tx.prepare_cached("INSERT OR REPLACE INTO blob (key, value) VALUES (?, ?)")?.execute(params![key, value])?;
+    Ok(())
+}
+
+fn state_key(uplink: &str) -> String {
+    format!("state/{uplink}")
 }
 
 fn intern_boot(db: &Connection, boot: BootId) -> Result<i64, StoreError> {
@@ -712,7 +796,12 @@ fn find<'a>(added: &'a [(String, i64)], name: &str) -> Option<&'a i64> {
     added.iter().find(|(have, _)| have == name).map(|(_, id)| id)
 }
 
-const PAGE: i64 = 4096;
+const PAGE: i64 = vfs::PAGE as i64;
+/// Where the length is noted that the log was grown to.
+const GROWN: &str = "spool/log";
+/// What SQLite says of a page that the disk does not give back, or not as it was written.
+const UNREADABLE: [i32; 4] =
+    [ffi::SQLITE_IOERR_DATA, ffi::SQLITE_IOERR_READ, ffi::SQLITE_IOERR_SHORT_READ, ffi::SQLITE_IOERR_CORRUPTFS];
 /// Up to 64 MB the whole file is checked at start, which takes a fraction of a second.
 const QUICK_CHECK_PAGES: i64 = 16_384;
 /// Losses kept in memory and shown.

@@ -198,7 +198,7 @@ fn a_file_that_is_no_database_does_not_keep_the_gateway_from_starting() {
 fn a_newer_format_is_refused_and_left_alone() {
     let directory = TempDir::new().unwrap();
     run(async { open(&directory, &options(10 << 20, &[])).0.close().await });
-    let db = rusqlite::Connection::open(store_path(directory.path())).unwrap();
+    let db = vfs::open(&store_path(directory.path()), rusqlite::OpenFlags::default()).unwrap();
     db.pragma_update(None, "user_version", 99).unwrap();
     drop(db);
     let refused = Spool::open(directory.path(), options(10 << 20, &[]), Clock::new());

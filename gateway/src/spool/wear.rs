@@ -25,10 +25,16 @@ pub(super) fn grow_log(log: &Path, length: u64) -> io::Result<()> {
     }
     file.seek(SeekFrom::Start(at))?;
     let zeros = vec![0; 64 << 10];
+    #[cfg(test)]
+    let recorder = super::crash::Recorder::of(log);
     while at < length {
         let part = (length - at).min(zeros.len() as u64);
         file.write_all(&zeros[..part as usize])?;
+        #[cfg(test)]
+        recorder.iter().for_each(|recorder| recorder.wrote(at as usize, &zeros[..part as usize]));
         at += part;
     }
+    #[cfg(test)]
+    recorder.iter().for_each(super::crash::Recorder::synced);
     file.sync_all()
 }

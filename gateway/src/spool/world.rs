@@ -13,6 +13,7 @@ use tempfile::TempDir;
 
 use super::entry::{Body, ClockRecord, Entry, Gap};
 use super::reader::{Range, Reader};
+use super::salvage::Beginning;
 use super::store::{Batch, Store};
 use super::{Class, Options, Progress, Seq, WhenFull, store_path};
 use crate::clock::{Clock, Stamp, Wall, WallQuality};
@@ -110,7 +111,7 @@ impl World {
             retain: Duration::from_secs(3600),
             uplinks: vec!["a".into(), "b".into()],
         };
-        let store = Store::open(directory.path(), &options, Clock::new(), Seq(0)).unwrap();
+        let store = Store::open(directory.path(), &options, Clock::new(), &Beginning::default()).unwrap();
         let reader = Reader::open(&store_path(directory.path())).unwrap();
         // A small window takes long over what a burst leaves behind.
         let is_bursty = random.one_in(8);
@@ -420,7 +421,7 @@ impl World {
     fn crash(&mut self) -> Result<(), String> {
         self.queue.clear();
         self.store.let_go().map_err(|error| format!("it does not let go: {error}"))?;
-        self.store = Store::open(self.directory.path(), &self.options, Clock::new(), Seq(0))
+        self.store = Store::open(self.directory.path(), &self.options, Clock::new(), &Beginning::default())
             .map_err(|error| format!("it does not open again: {error}"))?;
         self.reader = Reader::open(&store_path(self.directory.path()))
             .map_err(|error| format!("no reader: {error}"))?;

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::ops::Range;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::PathBuf;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
@@ -16,7 +17,7 @@ use super::entry::{Class, ClockRecord, Entry, Gap, GapReason};
 use super::pace::{DAY, Pace, SHORTEST};
 use super::progress::Progress;
 use super::store::{Batch, Done, Stats, Store, StoreError};
-use super::{Committed, Options, Seq, wear};
+use super::{Committed, Options, Seq, salvage, wear};
 
 /// Where what came of a job is waited for; an error says why it could not be done.
 pub(super) type Reply<T> = oneshot::Sender<Result<T, String>>;
@@ -33,6 +34,8 @@ pub(super) enum Job {
     Unfinished { reply: Reply<Vec<CommandRow>> },
     Meta { key: String, reply: Reply<Option<Vec<u8>>> },
     SetMeta { key: String, value: Vec<u8>, reply: Reply<()> },
+    /// A reader met damage in the file with that inode.
+    Unsound { inode: u64, what: String },
     Reconfigure(Options),
     Close(oneshot::Sender<()>),
 }
@@ -79,6 +82,7 @@ pub(super) fn run(
     loop {
         let close = runtime.block_on(writer.gather(&mut jobs));
         let done = writer.commit();
+        writer.take_over_remains();
         let waiting = std::mem::take(&mut writer.waiting);
         // What costs queries is looked up now and then; what changed with the commit is shown at once.
         let is_time = looked_at.is_none_or(|at| at.elapsed() > STATS_INTERVAL) || close.is_some();
@@ -98,7 +102,8 @@ pub(super) fn run(
             {
                 warn!("what was written today is not noted: {error}");
             }
-            if let Err(error) = writer.store.checkpoint() {
+            // The log is removed with the last connection.
+            if let Err(error) = writer.store.note_log(0).and_then(|()| writer.store.checkpoint()) {
                 warn!("the spool's log stays behind: {error}");
             }
             if let Some(reply) = reply {
@@ -135,7 +140,8 @@ struct Writer {
 impl Writer {
     /// Takes jobs until a commit is due; `Some` when the writer is to end after it.
     async fn gather(&mut self, jobs: &mut mpsc::Receiver<Job>) -> Option<Option<oneshot::Sender<()>>> {
-        let mut due: Option<Instant> = None;
+        // What is to be taken over from a damaged store is taken over between two commits.
+        let mut due: Option<Instant> = self.store.remains.is_some().then(Instant::now);
         loop {
             if self.batch.entries.len() >= MAX_BATCH {
                 return None;
@@ -246,6 +252,15 @@ impl Writer {
                     None => self.store.blob(&key).map_err(|error| error.to_string()),
                 };
                 let _ = reply.send(value);
+                return None;
+            }
+            Job::Unsound { inode, what } => {
+                // Another reader may have said so of a file that is replaced by now.
+                let path = super::store_path(&self.directory);
+                if std::fs::metadata(path).is_ok_and(|metadata| metadata.ino() == inode) {
+                    error!("the spool is damaged: {what}");
+                    self.replace_store();
+                }
                 return None;
             }
             Job::Reconfigure(options) => {
@@ -423,20 +438,39 @@ impl Writer {
         }
     }
 
-    /// Sets a database that broke while running aside and begins a new one.
+    /// Takes over some of what a damaged store held.
+    fn take_over_remains(&mut self) {
+        if self.store.remains.is_none() {
+            return;
+        }
+        let done = match self.store.take_over_remains(std::time::Instant::now() + salvage::PAUSE) {
+            Err(error) if error.is_full() => {
+                error!("there is no room for the rest of what the damaged spool held: {error}");
+                self.store.give_up_remains()
+            }
+            done => done.map(drop),
+        };
+        if let Err(error) = done {
+            error!("what the damaged spool held cannot be taken over: {error}");
+            self.store.remains = None;
+        }
+    }
+
+    /// Sets a database that broke while running aside and begins a new one with what the old one still holds.
     fn replace_store(&mut self) -> bool {
         let clock = self.store.clock();
-        let last = self.store.last_seq();
+        let known = damage::Known {
+            epoch: self.store.epoch(),
+            last: self.store.last_seq(),
+            progress: self.store.committed().progress,
+        };
         if let Err(error) = self.store.let_go() {
             error!("the damaged spool cannot be let go: {error}");
             return false;
         }
-        match damage::quarantine(&self.directory, &self.options, clock, Some(last)) {
+        match damage::quarantine(&self.directory, &self.options, clock, Some(known)) {
             Ok((store, damage)) => {
                 self.store = store;
-                // They speak of places in the store that is gone.
-                self.batch.progress.clear();
-                self.batch.states.clear();
                 warn!("the damaged spool is kept as {}", damage.kept_as.display());
                 true
             }

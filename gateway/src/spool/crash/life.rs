@@ -5,13 +5,15 @@ use std::path::Path;
 use std::sync::OnceLock;
 use std::time::Duration;
 
+use rusqlite::OpenFlags;
+
 use super::super::damage::open_or_quarantine;
 use super::super::entry::{Body, Entry};
 use super::super::reader::Reader;
 use super::super::store::Batch;
-use super::super::{Begun, CommandRow, Hole, Options, Progress, Seq, Spool, WhenFull, store_path};
+use super::super::{Begun, CommandRow, Hole, Options, Progress, Seq, Spool, WhenFull, store_path, vfs};
 use super::Random;
-use super::vfs::Watched;
+use super::recorder::Watched;
 use crate::clock::Clock;
 
 /// What was asked of the spool, and what it answered.
@@ -81,7 +83,7 @@ impl Life {
         };
         worker.ask(&mut life, Vec::new());
         runtime.block_on(async {
-            let (spool, damage) = Spool::open(directory, options(), clock()).map_err(|e| e.to_string())?;
+            let (spool, damage) = Spool::open(directory, options(), Clock::rebooted()).map_err(|e| e.to_string())?;
             if let Some(damage) = damage {
                 return Err(format!("damaged: {damage:?}"));
             }
@@ -319,7 +321,7 @@ impl Worker<'_> {
 impl Found {
     /// Opens what a power cut left, as the gateway does at start, and reads everything in it.
     pub(super) fn open(directory: &Path) -> Result<Self, String> {
-        let opened = open_or_quarantine(directory, &options(), clock());
+        let opened = open_or_quarantine(directory, &options(), Clock::rebooted());
         let (mut store, damage) = opened.map_err(|error| format!("it does not open: {error}"))?;
         if let Some(damage) = damage {
             return Err(format!("taken for damaged: {damage:?}"));
@@ -353,7 +355,7 @@ impl Found {
 
     /// The newest of each numbered thing.
     fn read_written(&mut self, directory: &Path) -> rusqlite::Result<()> {
-        let db = rusqlite::Connection::open(store_path(directory))?;
+        let db = vfs::open(&store_path(directory), OpenFlags::SQLITE_OPEN_READ_WRITE)?;
         let mut read = |what: &'static str, sql: &str| -> rusqlite::Result<()> {
             let mut statement = db.prepare(sql)?;
             let mut rows = statement.query([])?;
@@ -376,13 +378,13 @@ impl Found {
             "outcome",
             "SELECT CAST(id AS INTEGER) FROM command WHERE outcome = 'done' ORDER BY n DESC LIMIT 1",
         )?;
-        read("state a", "SELECT state FROM state WHERE uplink = 'a'")?;
-        read("state b", "SELECT state FROM state WHERE uplink = 'b'")
+        read("state a", "SELECT value FROM blob WHERE key = 'state/a'")?;
+        read("state b", "SELECT value FROM blob WHERE key = 'state/b'")
     }
 }
 
 /// An entry whose every byte follows from its number.
-fn entry(number: u64) -> Entry {
+pub(in super::super) fn entry(number: u64) -> Entry {
     let stamp = clock().stamp();
     if is_alarm(number) {
         return Entry::Alarm { name: "a".into(), is_raised: true, text: number.to_string().into(), stamp };
@@ -397,7 +399,7 @@ fn is_alarm(number: u64) -> bool {
     number & 1 == 1
 }
 
-fn number_in(payload: &[u8]) -> Result<u64, String> {
+pub(in super::super) fn number_in(payload: &[u8]) -> Result<u64, String> {
     let number =
         payload.first_chunk().map(|bytes| u64::from_le_bytes(*bytes)).ok_or("a message without content")?;
     match entry(number) {

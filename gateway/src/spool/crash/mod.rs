@@ -8,7 +8,7 @@
 
 mod disk;
 mod life;
-mod vfs;
+mod recorder;
 
 use std::fs;
 use std::path::Path;
@@ -17,7 +17,9 @@ use tempfile::TempDir;
 
 use disk::Disk;
 use life::{Found, Life};
-use vfs::Watched;
+pub(super) use life::{entry, number_in};
+pub(super) use recorder::Recorder;
+use recorder::Watched;
 
 /// What many states showed.
 #[derive(Default, Debug)]
@@ -101,17 +103,17 @@ impl Random {
 }
 
 /// A directory in memory where there is any: what is looked at is the order of writes, not the disk.
-fn memory() -> TempDir {
+pub(super) fn memory() -> TempDir {
     TempDir::new_in("/dev/shm").or_else(|_| TempDir::new()).unwrap()
 }
 
-fn copy(from: &Path, to: &Path) {
+pub(super) fn copy(from: &Path, to: &Path) {
     for file in fs::read_dir(from).unwrap().map(Result::unwrap) {
         fs::copy(file.path(), to.join(file.file_name())).unwrap();
     }
 }
 
-fn keep(directory: &Path) -> String {
+pub(super) fn keep(directory: &Path) -> String {
     let kept = TempDir::new().unwrap().keep();
     copy(directory, &kept);
     kept.display().to_string()

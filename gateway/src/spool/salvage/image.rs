@@ -1,0 +1,261 @@
+//! The pages of a store as its files hold them, each only if it is whole: from the write-ahead log what its sums prove
+//! (SQLite's file format, section 4), from the database what its sums prove.
+//!
+//! SQLite reads the log up to the first frame whose sum does not hold and takes that for its end. A frame's sum is
+//! seeded with that of the frame before, which stands in the file, so what lies behind a damaged frame can be proven as
+//! well.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::io::{self, BufReader, Read as _};
+use std::os::unix::fs::FileExt as _;
+use std::path::{Path, PathBuf};
+
+use super::super::vfs::{self, PAGE, RESERVED};
+
+/// The files of a store, opened for reading.
+pub(super) struct Image {
+    database: File,
+    pages: u64,
+    log: Option<File>,
+    /// Where in the log each page's newest whole frame has its content.
+    frames: HashMap<u64, u64>,
+}
+
+impl Image {
+    /// Opens the database at `path` and the log beside it.
+    ///
+    /// # Errors
+    /// The database cannot be opened, or carries no sums: nothing of it can be proven.
+    pub(super) fn open(path: &Path) -> io::Result<Self> {
+        let database = File::open(path)?;
+        let in_database = database.metadata()?.len() / PAGE as u64;
+        let mut image = Self { database, pages: in_database, log: None, frames: HashMap::new() };
+        let log = beside(path, "-wal");
+        if let Ok(frames) = frames(&log) {
+            for frame in frames.into_iter().filter(|frame| frame.is_whole) {
+                image.pages = image.pages.max(frame.page);
+                image.frames.insert(frame.page, frame.at);
+            }
+            image.log = File::open(log).ok();
+        }
+        let mut page = [0; PAGE];
+        let has_sums = (1..=in_database.min(64))
+            .any(|number| image.read_database(number, &mut page) && vfs::is_summed(&page));
+        if in_database > 0 && !has_sums {
+            return Err(io::Error::new(io::ErrorKind::InvalidData, "its pages carry no sums"));
+        }
+        Ok(image)
+    }
+
+    /// How many pages there may be.
+    pub(super) fn pages(&self) -> u64 {
+        self.pages
+    }
+
+    /// Reads page `number` (from 1); whether it is whole.
+    pub(super) fn read(&self, number: u64, page: &mut [u8; PAGE]) -> bool {
+        if let (Some(at), Some(log)) = (self.frames.get(&number), &self.log) {
+            return log.read_exact_at(page, *at).is_ok();
+        }
+        self.read_database(number, page) && vfs::is_sound(number, page)
+    }
+
+    /// So many bytes from the overflow page `number` on.
+    pub(super) fn overflow(&self, mut number: u64, length: usize) -> Option<Vec<u8>> {
+        let mut bytes = Vec::new();
+        let mut page = [0; PAGE];
+        while bytes.len() < length {
+            if number == 0 || !self.read(number, &mut page) {
+                return None;
+            }
+            let (next, content) = page[..PAGE - RESERVED].split_first_chunk::<4>()?;
+            bytes.extend_from_slice(&content[..content.len().min(length - bytes.len())]);
+            number = u64::from(u32::from_be_bytes(*next));
+        }
+        Some(bytes)
+    }
+
+    fn read_database(&self, number: u64, page: &mut [u8; PAGE]) -> bool {
+        self.database.read_exact_at(page, (number - 1) * PAGE as u64).is_ok()
+    }
+}
+
+/// What stands in the log behind the place where SQLite stops to read it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(in super::super) struct Beyond {
+    /// The log's length in bytes.
+    pub(in super::super) length: u64,
+    /// Whole commits of the log's present round behind a frame that is not whole.
+    pub(in super::super) commits: u64,
+    /// Whether more had been committed than the log gives back, as the memory shared by its users knows.
+    pub(in super::super) is_short: bool,
+}
+
+/// Looks through the log beside the database at `path`. To be done before SQLite opens it, which may write over it.
+pub(in super::super) fn beyond(path: &Path) -> Beyond {
+    let log = beside(path, "-wal");
+    let length = std::fs::metadata(&log).map_or(0, |metadata| metadata.len());
+    let frames = frames(&log).unwrap_or_default();
+    let behind = frames.iter().filter(|frame| frame.is_whole && !frame.is_reached && frame.is_commit);
+    let reached = frames.iter().filter(|frame| frame.is_reached).count();
+    let is_short = committed(path).is_some_and(|committed| committed > reached);
+    Beyond { length, commits: behind.count() as u64, is_short }
+}
+
+/// How many frames of the log's present round were committed, as the index of the log says (SQLite's "WAL-mode file
+/// format", section 2.1). It is written behind each flush of the log, so it never says too much; it outlives a process
+/// and seldom a power cut.
+fn committed(path: &Path) -> Option<usize> {
+    let mut header = [0; HEADER];
+    File::open(beside(path, "-wal")).ok()?.read_exact(&mut header).ok()?;
+    let mut index = [0; 2 * INDEX_HEADER];
+    File::open(beside(path, "-shm")).ok()?.read_exact(&mut index).ok()?;
+    let (first, second) = index.split_at(INDEX_HEADER);
+    // In the machine's own order of bytes, and there twice: who reads it must not meet half a change.
+    let native = |at: usize| first[at..].first_chunk().map_or(0, |word| u32::from_ne_bytes(*word));
+    let is_whole = first == second
+        && sum(cfg!(target_endian = "big"), (0, 0), &first[..40]) == (native(40), native(44));
+    (is_whole && first[32..40] == header[16..24]).then(|| native(16) as usize)
+}
+
+/// One frame of the log's present round.
+#[derive(Debug, Clone, Copy)]
+struct Frame {
+    page: u64,
+    /// Where its content begins.
+    at: u64,
+    is_commit: bool,
+    is_whole: bool,
+    /// Every frame before it is whole, too.
+    is_reached: bool,
+}
+
+type Sum = (u32, u32);
+
+fn frames(log: &Path) -> io::Result<Vec<Frame>> {
+    let mut file = BufReader::with_capacity(64 * FRAME, File::open(log)?);
+    let mut header = [0; HEADER];
+    if file.read_exact(&mut header).is_err() {
+        return Ok(Vec::new());
+    }
+    // The lowest bit of the magic number says in which order of bytes the sums are made.
+    let is_big = header[..3] == MAGIC && header[3] == 0x83;
+    let is_header_whole = word(&header, 8) == PAGE as u32
+        && sum(is_big, (0, 0), &header[..24]) == (word(&header, 24), word(&header, 28));
+    let salts = if is_header_whole {
+        Some((word(&header, 16), word(&header, 20)))
+    } else {
+        // Damaged: what most of the first frames say.
+        let said: Vec<_> = (0..3).filter_map(|number| salts_of(file.get_ref(), number)).collect();
+        said.iter().copied().find(|salts| said.iter().filter(|other| *other == salts).count() >= 2)
+    };
+    let mut seed = (word(&header, 24), word(&header, 28));
+    let mut is_reached = is_header_whole;
+    let mut frames = Vec::new();
+    let mut slot = [0; FRAME];
+    let mut number = 0;
+    while file.read_exact(&mut slot).is_ok() {
+        let said = (word(&slot, 16), word(&slot, 20));
+        let is_current = salts == Some((word(&slot, 8), word(&slot, 12))) && salts != Some((0, 0));
+        let is_whole =
+            is_current && sum(is_big, sum(is_big, seed, &slot[..8]), &slot[FRAME - PAGE..]) == said;
+        is_reached &= is_whole;
+        if is_current {
+            frames.push(Frame {
+                page: u64::from(word(&slot, 0)),
+                at: (HEADER + number * FRAME + FRAME - PAGE) as u64,
+                is_commit: word(&slot, 4) != 0,
+                is_whole,
+                is_reached,
+            });
+        }
+        seed = said;
+        number += 1;
+    }
+    Ok(frames)
+}
+
+fn salts_of(log: &File, number: usize) -> Option<Sum> {
+    let mut salts = [0; 8];
+    log.read_exact_at(&mut salts, (HEADER + number * FRAME + 8) as u64).ok()?;
+    Some((word(&salts, 0), word(&salts, 4)))
+}
+
+fn word(bytes: &[u8], at: usize) -> u32 {
+    bytes[at..].first_chunk().map_or(0, |word| u32::from_be_bytes(*word))
+}
+
+/// The log's sum over pairs of words, continued from `seed`.
+fn sum(is_big: bool, seed: Sum, bytes: &[u8]) -> Sum {
+    let (pairs, _) = bytes.as_chunks::<8>();
+    pairs.iter().fold(seed, |(first, second), pair| {
+        let [a, b] = [[pair[0], pair[1], pair[2], pair[3]], [pair[4], pair[5], pair[6], pair[7]]]
+            .map(|word| if is_big { u32::from_be_bytes(word) } else { u32::from_le_bytes(word) });
+        let first = first.wrapping_add(a).wrapping_add(second);
+        (first, second.wrapping_add(b).wrapping_add(first))
+    })
+}
+
+fn beside(path: &Path, suffix: &str) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(suffix);
+    name.into()
+}
+
+const MAGIC: [u8; 3] = [0x37, 0x7F, 0x06];
+const HEADER: usize = 32;
+const INDEX_HEADER: usize = 48;
+const FRAME: usize = 24 + PAGE;
+
+#[cfg(test)]
+mod tests {
+    use rusqlite::OpenFlags;
+
+    use super::*;
+
+    /// A log of ten commits, left behind as by a process that was killed.
+    fn killed(directory: &Path) -> PathBuf {
+        let (live, path) = (directory.join("live.db"), directory.join("a.db"));
+        let db = vfs::open(&live, OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE).unwrap();
+        vfs::reserve(&db).unwrap();
+        db.pragma_update(None, "journal_mode", "WAL").unwrap();
+        db.execute_batch("CREATE TABLE t (n INTEGER PRIMARY KEY, b BLOB)").unwrap();
+        for n in 0..10 {
+            db.execute("INSERT INTO t VALUES (?, zeroblob(3000))", [n]).unwrap();
+        }
+        std::fs::copy(&live, &path).unwrap();
+        std::fs::copy(beside(&live, "-wal"), beside(&path, "-wal")).unwrap();
+        path
+    }
+
+    #[test]
+    fn an_undamaged_log_ends_where_sqlite_says() {
+        let directory = tempfile::TempDir::new().unwrap();
+        let path = killed(directory.path());
+        assert_eq!(beyond(&path).commits, 0);
+        let frames = frames(&beside(&path, "-wal")).unwrap();
+        assert!(frames.iter().all(|frame| frame.is_whole && frame.is_reached) && frames.len() > 20);
+        // What a process leaves that was killed while it wrote a frame is no damage.
+        let log = std::fs::read(beside(&path, "-wal")).unwrap();
+        std::fs::write(beside(&path, "-wal"), &log[..log.len() - 2000]).unwrap();
+        assert_eq!(beyond(&path).commits, 0);
+    }
+
+    #[test]
+    fn behind_a_damaged_frame_the_others_are_proven_and_counted() {
+        let directory = tempfile::TempDir::new().unwrap();
+        let path = killed(directory.path());
+        let log = std::fs::read(beside(&path, "-wal")).unwrap();
+        let whole = frames(&beside(&path, "-wal")).unwrap().len();
+        for (at, lost) in [(HEADER + 3 * FRAME + 1000, 1), (HEADER + 3 * FRAME + 17, 2), (HEADER + 3 * FRAME + 9, 1), (18, 1), (26, 1)] {
+            let mut damaged = log.clone();
+            damaged[at] ^= 16;
+            std::fs::write(beside(&path, "-wal"), &damaged).unwrap();
+            let found = frames(&beside(&path, "-wal")).unwrap();
+            let proven = found.iter().filter(|frame| frame.is_whole).count();
+            assert!(proven >= whole - lost, "{at}: {proven} of {whole}");
+            assert!(beyond(&path).commits > 5, "{at}: {:?}", beyond(&path));
+        }
+    }
+}
