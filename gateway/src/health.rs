@@ -25,9 +25,12 @@ pub fn problems(gateway: &Gateway) -> Vec<Problem> {
     }
     if let Some(damage) = &gateway.damage {
         add(format!(
-            "the spool was damaged at start and begun anew; the old one is kept as {}",
+            "the spool was damaged at start and begun anew with what could be read of the old one, which is kept as {}",
             damage.kept_as.display()
         ));
+    }
+    if stats.is_salvaging {
+        add("what a damaged spool held is being taken over: uplinks wait for it".into());
     }
     let recent = gateway.clock.stamp().wall.map_or(0, |wall| wall.unix_ns) - DAY_NS;
     let gone = |is_thinned: bool| -> u64 {

@@ -124,6 +124,10 @@ impl Keeper {
 
     /// Reads what has come; signs where a draft is full, and at the end if it `is_due`.
     async fn follow(&mut self, is_due: bool, stop: &CancellationToken) -> Result<(), String> {
+        // What is taken over from a damaged store stands before what would be signed now.
+        if self.spool.stats().is_salvaging {
+            return Ok(());
+        }
         let epoch = self.spool.epoch();
         if self.chain.as_ref().is_none_or(|chain| chain.epoch != epoch) {
             self.chain = self.resume(epoch).await?;

@@ -89,7 +89,8 @@ impl Store {
 
     /// Begins a new partition when the last is full, and drops what nobody needs or what has to make room.
     pub(super) fn tend(&self, tx: &Connection) -> Result<Tended, StoreError> {
-        let is_full = self.partitions.last().is_some_and(|last| last.weight >= partition_weight(&self.options));
+        let is_full =
+            self.partitions.last().is_some_and(|last| last.weight >= partition_weight(&self.options));
         if !is_full && !self.tending.is_due {
             return Ok(Tended::default());
         }

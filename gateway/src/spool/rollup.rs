@@ -133,12 +133,14 @@ impl Rollup {
     }
 
     /// Writes spans over rows that are written otherwise, in order and each with its boot: they are summed up later.
-    pub(super) fn adopt(&self, tx: &Connection, rows: &[(i64, Point)]) -> Result<Vec<(Seq, Seq)>, StoreError> {
+    pub(super) fn adopt(tx: &Connection, rows: &[(i64, Point)]) -> Result<Vec<(Seq, Seq)>, StoreError> {
         let mut spans = Vec::new();
         for rows in rows.chunk_by(|(before, _), (boot, _)| before == boot) {
             let (boot, first) = &rows[0];
             let mut span = Span::at(*boot, first);
-            rows.iter().for_each(|(_, point)| span.take(point));
+            for (_, point) in rows {
+                span.take(point);
+            }
             span.insert(tx)?;
             spans.push((span.first, span.last));
         }

@@ -380,7 +380,8 @@ impl Store {
     /// The oldest place that is still there, else the one that comes next.
     pub(super) fn first_seq(&self) -> Seq {
         let oldest = self.partitions.first().map_or(self.last.next(), |first| first.first);
-        let oldest = self.remains.as_ref().and_then(|remains| remains.oldest()).map_or(oldest, |old| old.min(oldest));
+        let oldest =
+            self.remains.as_ref().and_then(|remains| remains.oldest()).map_or(oldest, |old| old.min(oldest));
         self.alarms.first.map_or(oldest, |alarm| alarm.min(oldest))
     }
 
@@ -770,7 +771,8 @@ pub(super) fn damaged(what: &str) -> StoreError {
 }
 
 fn put_blob(tx: &Connection, key: &str, value: &[u8]) -> Result<(), StoreError> {
-    tx.prepare_cached("INSERT OR REPLACE INTO blob (key, value) VALUES (?, ?)")?.execute(params![key, value])?;
+    tx.prepare_cached("INSERT OR REPLACE INTO blob (key, value) VALUES (?, ?)")?
+        .execute(params![key, value])?;
     Ok(())
 }
 
@@ -798,10 +800,14 @@ fn find<'a>(added: &'a [(String, i64)], name: &str) -> Option<&'a i64> {
 
 const PAGE: i64 = vfs::PAGE as i64;
 /// Where the length is noted that the log was grown to.
-const GROWN: &str = "spool/log";
+pub(super) const GROWN: &str = "spool/log";
 /// What SQLite says of a page that the disk does not give back, or not as it was written.
-const UNREADABLE: [i32; 4] =
-    [ffi::SQLITE_IOERR_DATA, ffi::SQLITE_IOERR_READ, ffi::SQLITE_IOERR_SHORT_READ, ffi::SQLITE_IOERR_CORRUPTFS];
+const UNREADABLE: [i32; 4] = [
+    ffi::SQLITE_IOERR_DATA,
+    ffi::SQLITE_IOERR_READ,
+    ffi::SQLITE_IOERR_SHORT_READ,
+    ffi::SQLITE_IOERR_CORRUPTFS,
+];
 /// Up to 64 MB the whole file is checked at start, which takes a fraction of a second.
 const QUICK_CHECK_PAGES: i64 = 16_384;
 /// Losses kept in memory and shown.

@@ -167,14 +167,62 @@ fn a_damaged_database_is_set_aside_and_the_loss_is_an_entry() {
         let (spool, damage) = open(&directory, &options(10 << 20, &["up"]));
         let damage = damage.expect("the damage is reported");
         assert!(damage.kept_as.exists());
-        let entries = spool.read_after(Seq(0), 10).await.unwrap();
-        let Body::Gap(gap) = &entries[0].body else { panic!("{entries:?}") };
-        assert_eq!(gap.reason, GapReason::Damage);
+        let entries = spool.read_after(Seq(0), 2000).await.unwrap();
+        let gaps: Vec<&Gap> = entries
+            .iter()
+            .filter_map(|entry| if let Body::Gap(gap) = &entry.body { Some(gap) } else { None })
+            .collect();
+        assert!(!gaps.is_empty() && gaps.iter().all(|gap| gap.reason == GapReason::Damage), "{gaps:?}");
+        assert_eq!(spool.stats().gaps.len(), gaps.len());
+        let is_lost = |seq: u64| {
+            gaps.iter().any(|gap| (gap.from_seq.unwrap_or(0)..=gap.to_seq.unwrap_or(u64::MAX)).contains(&seq))
+        };
+        assert!((1..=1000).all(|seq| entries.iter().any(|entry| entry.seq == Seq(seq)) != is_lost(seq)));
         // No place is given out twice.
-        assert!(entries[0].seq > Seq(1000));
         let next = spool.append(vec![message(1)], true).await.unwrap();
-        assert_eq!(next.start, entries[0].seq.next());
-        assert_eq!(spool.stats().gaps.len(), 1);
+        assert!(next.start > Seq(1000) && next.start == entries[entries.len() - 1].seq.next());
+        spool.close().await;
+    });
+}
+
+#[test]
+fn damage_that_a_reader_meets_is_mended_while_the_spool_runs() {
+    let directory = TempDir::new().unwrap();
+    run(async {
+        let limits = options(64 << 20, &["up"]);
+        let (spool, _) = open(&directory, &limits);
+        for _ in 0..40 {
+            spool.append((0..50).map(|_| message(1000)).collect(), true).await.unwrap();
+        }
+        spool.store_progress("up", Progress::at(Seq(10)), b"state".to_vec()).await.unwrap();
+        spool.close().await;
+        let (spool, _) = open(&directory, &limits);
+        let epoch = spool.epoch();
+        let file = fs::File::options().write(true).open(store_path(directory.path())).unwrap();
+        std::os::unix::fs::FileExt::write_all_at(&file, &[0xA5; 4096], 200 * 4096).unwrap();
+        assert!(matches!(spool.read_after(Seq(0), 5000).await, Err(SpoolError::Unreadable(_))));
+        // The reader has told the writer, which answers in the order in which it is asked.
+        let next = spool.append(vec![message(1)], true).await.unwrap();
+        let entries = spool.read_after(Seq(0), 5000).await.unwrap();
+        let missing: Vec<u64> =
+            (1..=2000).filter(|seq| !entries.iter().any(|entry| entry.seq == Seq(*seq))).collect();
+        assert!((1..=5).contains(&missing.len()), "{missing:?}");
+        let gap = entries
+            .iter()
+            .find_map(|entry| if let Body::Gap(gap) = &entry.body { Some(gap.clone()) } else { None });
+        let expected = Gap {
+            from_seq: missing.first().copied(),
+            to_seq: missing.last().copied(),
+            count: Some(missing.len() as u64),
+            reason: GapReason::Damage,
+        };
+        assert_eq!(gap, Some(expected));
+        assert_eq!(spool.epoch(), epoch);
+        assert_eq!(spool.progress("up").await.unwrap(), (Progress::at(Seq(10)), b"state".to_vec()));
+        assert!(
+            next.start > Seq(2000) && next.start < Seq(2010),
+            "nothing was given out that nobody knows of: {next:?}"
+        );
         spool.close().await;
     });
 }

@@ -335,7 +335,8 @@ unsafe extern "C" fn check_reserved_lock(file: *mut ffi::sqlite3_file, is_held: 
 unsafe extern "C" fn file_control(file: *mut ffi::sqlite3_file, what: c_int, with: *mut c_void) -> c_int {
     unsafe {
         #[cfg(test)]
-        if what == ffi::SQLITE_FCNTL_PRAGMA && ours(file).recorder.as_ref().is_some_and(|recorder| recorder.is_normal)
+        if what == ffi::SQLITE_FCNTL_PRAGMA
+            && ours(file).recorder.as_ref().is_some_and(|recorder| recorder.is_normal)
         {
             // The pragma's name and its value, which SQLite goes on with after this call.
             let words = with.cast::<*mut c_char>();
@@ -468,7 +469,8 @@ mod tests {
             let mut damaged = bytes.clone();
             damaged[place] ^= 4;
             std::fs::write(directory.path().join("a.db"), damaged).unwrap();
-            let read = database(&directory).query_row("SELECT count(*), sum(length(b)) FROM t", [], |row| row.get::<_, i64>(0));
+            let read = database(&directory)
+                .query_row("SELECT count(*), sum(length(b)) FROM t", [], |row| row.get::<_, i64>(0));
             let Err(rusqlite::Error::SqliteFailure(error, _)) = read else { panic!("{place}: {read:?}") };
             assert_eq!(error.extended_code, ffi::SQLITE_IOERR_DATA);
         }

@@ -24,18 +24,58 @@ pub(super) type Reply<T> = oneshot::Sender<Result<T, String>>;
 
 /// What the writer is asked.
 pub(super) enum Job {
-    Append { entries: Vec<Entry>, is_urgent: bool, reply: Option<Reply<Range<Seq>>> },
-    Note { uplink: String, progress: Progress, is_urgent: bool },
-    Store { uplink: String, progress: Progress, state: Vec<u8>, reply: Reply<()> },
-    Progress { uplink: String, reply: Reply<(Progress, Vec<u8>)> },
-    Clock { record: ClockRecord, mono: i64, reply: Reply<()> },
-    Begin { command: CommandRow, reply: Reply<Begun> },
-    Finish { id: String, outcome: String, entry: Option<Entry>, reply: Reply<()> },
-    Unfinished { reply: Reply<Vec<CommandRow>> },
-    Meta { key: String, reply: Reply<Option<Vec<u8>>> },
-    SetMeta { key: String, value: Vec<u8>, reply: Reply<()> },
+    Append {
+        entries: Vec<Entry>,
+        is_urgent: bool,
+        reply: Option<Reply<Range<Seq>>>,
+    },
+    Note {
+        uplink: String,
+        progress: Progress,
+        is_urgent: bool,
+    },
+    Store {
+        uplink: String,
+        progress: Progress,
+        state: Vec<u8>,
+        reply: Reply<()>,
+    },
+    Progress {
+        uplink: String,
+        reply: Reply<(Progress, Vec<u8>)>,
+    },
+    Clock {
+        record: ClockRecord,
+        mono: i64,
+        reply: Reply<()>,
+    },
+    Begin {
+        command: CommandRow,
+        reply: Reply<Begun>,
+    },
+    Finish {
+        id: String,
+        outcome: String,
+        entry: Option<Entry>,
+        reply: Reply<()>,
+    },
+    Unfinished {
+        reply: Reply<Vec<CommandRow>>,
+    },
+    Meta {
+        key: String,
+        reply: Reply<Option<Vec<u8>>>,
+    },
+    SetMeta {
+        key: String,
+        value: Vec<u8>,
+        reply: Reply<()>,
+    },
     /// A reader met damage in the file with that inode.
-    Unsound { inode: u64, what: String },
+    Unsound {
+        inode: u64,
+        what: String,
+    },
     Reconfigure(Options),
     Close(oneshot::Sender<()>),
 }

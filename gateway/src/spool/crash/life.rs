@@ -83,7 +83,8 @@ impl Life {
         };
         worker.ask(&mut life, Vec::new());
         runtime.block_on(async {
-            let (spool, damage) = Spool::open(directory, options(), Clock::rebooted()).map_err(|e| e.to_string())?;
+            let (spool, damage) =
+                Spool::open(directory, options(), Clock::rebooted()).map_err(|e| e.to_string())?;
             if let Some(damage) = damage {
                 return Err(format!("damaged: {damage:?}"));
             }

@@ -114,8 +114,8 @@ fn committed(path: &Path) -> Option<usize> {
     let (first, second) = index.split_at(INDEX_HEADER);
     // In the machine's own order of bytes, and there twice: who reads it must not meet half a change.
     let native = |at: usize| first[at..].first_chunk().map_or(0, |word| u32::from_ne_bytes(*word));
-    let is_whole = first == second
-        && sum(cfg!(target_endian = "big"), (0, 0), &first[..40]) == (native(40), native(44));
+    let is_whole =
+        first == second && sum(cfg!(target_endian = "big"), (0, 0), &first[..40]) == (native(40), native(44));
     (is_whole && first[32..40] == header[16..24]).then(|| native(16) as usize)
 }
 
@@ -248,7 +248,13 @@ mod tests {
         let path = killed(directory.path());
         let log = std::fs::read(beside(&path, "-wal")).unwrap();
         let whole = frames(&beside(&path, "-wal")).unwrap().len();
-        for (at, lost) in [(HEADER + 3 * FRAME + 1000, 1), (HEADER + 3 * FRAME + 17, 2), (HEADER + 3 * FRAME + 9, 1), (18, 1), (26, 1)] {
+        for (at, lost) in [
+            (HEADER + 3 * FRAME + 1000, 1),
+            (HEADER + 3 * FRAME + 17, 2),
+            (HEADER + 3 * FRAME + 9, 1),
+            (18, 1),
+            (26, 1),
+        ] {
             let mut damaged = log.clone();
             damaged[at] ^= 16;
             std::fs::write(beside(&path, "-wal"), &damaged).unwrap();

@@ -27,16 +27,16 @@ use std::time::{Duration, Instant};
 use rusqlite::params_from_iter;
 use rusqlite::types::Value;
 
-pub(super) use self::image::{Beyond, beyond};
 use self::image::Image;
+pub(super) use self::image::{Beyond, beyond};
 use self::record::{Record, Tree};
 use super::Seq;
 use super::entry::{self, Gap, GapReason};
 use super::progress::merged;
 use super::retention::partition_weight;
-use super::rollup::{MINUTE_NS, Point};
+use super::rollup::{MINUTE_NS, Point, Rollup};
 use super::schema;
-use super::store::{Batch, Partition, Store, StoreError};
+use super::store::{Batch, GROWN, Partition, Store, StoreError};
 use super::vfs::PAGE;
 
 /// What is left of a damaged store.
@@ -149,12 +149,13 @@ impl Remains {
             }
             match record::tree(number, &page) {
                 Some(Tree::Table) => self.look_at(number, &page, &overflow),
-                Some(Tree::Index) => {
-                    if record::record(number, &page, 0, &overflow).is_some_and(|first| is_summary(&first)) {
-                        self.summaries.push(number);
-                    }
+                Some(Tree::Index)
+                    if record::record(number, &page, 0, &overflow)
+                        .is_some_and(|first| is_summary(&first)) =>
+                {
+                    self.summaries.push(number);
                 }
-                None => {}
+                _ => {}
             }
             if self.looked == image.pages() {
                 self.pages.iter_mut().for_each(|pages| pages.sort_unstable());
@@ -184,6 +185,8 @@ impl Remains {
                     continue;
                 }
                 (Table::Gap, [_, _, Value::Text(json)]) => self.explain(json),
+                // Of the old log.
+                (Table::Blob, [Value::Text(key), _]) if key == GROWN => continue,
                 _ => {}
             }
             self.rows.push((table, record));
@@ -194,7 +197,9 @@ impl Remains {
     fn find_free(&mut self) {
         let Some(image) = &self.image else { return };
         let mut page = [0; PAGE];
-        let word = |page: &[u8; PAGE], at: usize| page[at..].first_chunk().map_or(0, |word| u32::from_be_bytes(*word));
+        let word = |page: &[u8; PAGE], at: usize| {
+            page[at..].first_chunk().map_or(0, |word| u32::from_be_bytes(*word))
+        };
         if !image.read(1, &mut page) {
             return;
         }
@@ -208,7 +213,8 @@ impl Remains {
 
     fn explain(&mut self, json: &str) {
         let Ok(gap) = serde_json::from_str::<Gap>(json) else { return };
-        self.explained.extend(gap.from_seq.zip(gap.to_seq).filter(|(from, to)| from <= to).map(|(from, to)| from..=to));
+        self.explained
+            .extend(gap.from_seq.zip(gap.to_seq).filter(|(from, to)| from <= to).map(|(from, to)| from..=to));
     }
 
     /// What the store that takes its place begins with. `last` is the last place that was given out, where that is
@@ -218,6 +224,8 @@ impl Remains {
             (Table::Meta, [Value::Text(key), Value::Integer(epoch)]) if key == "epoch" => Some(*epoch as u64),
             _ => None,
         });
+        // Where nothing is known of the old places, only another epoch makes sure that none is given out twice.
+        let found = found.filter(|_| last.or(self.newest.map(Seq)).is_some());
         let base = match (last, self.newest) {
             (Some(last), _) => last,
             (None, Some(newest)) => Seq((newest / STEP + 2) * STEP),
@@ -239,21 +247,28 @@ impl Remains {
         let gap = |from, to, count| Gap { from_seq: from, to_seq: to, count, reason: GapReason::Damage };
         let Some(newest) = self.newest else { return vec![gap(None, None, None)] };
         let firsts: Vec<u64> = self.parts.values().copied().collect();
-        let mut held: Vec<_> = firsts.windows(2).filter(|pair| pair[0] < pair[1]).map(|pair| pair[0]..=pair[1] - 1).collect();
+        let mut held: Vec<_> =
+            firsts.windows(2).filter(|pair| pair[0] < pair[1]).map(|pair| pair[0]..=pair[1] - 1).collect();
         let last = firsts.last().copied().or_else(|| self.there.first().map(|range| *range.start()));
         held.extend(last.filter(|first| *first <= newest).map(|first| first..=newest));
         let covered = merged(self.there.iter().chain(&self.explained).cloned().collect());
-        let mut lost: Vec<RangeInclusive<u64>> = merged(held).iter().flat_map(|range| without(range, &covered)).collect();
+        let mut lost: Vec<RangeInclusive<u64>> =
+            merged(held).iter().flat_map(|range| without(range, &covered)).collect();
         // A range too many is told as part of the last one.
         if let Some(rest) = lost.get(MAX_GAPS - 1..).filter(|rest| rest.len() > 1) {
             let (from, to) = (*rest[0].start(), *rest[rest.len() - 1].end());
             lost.truncate(MAX_GAPS - 1);
             lost.push(from..=to);
         }
-        let mut gaps: Vec<Gap> = lost
-            .iter()
-            .map(|range| gap(Some(*range.start()), Some(*range.end()), Some(range.end() - range.start() + 1)))
-            .collect();
+        let mut gaps = Vec::new();
+        // Where the partitions are not known, neither is how far back they went.
+        if firsts.is_empty() {
+            let first = self.there.first().map_or(newest + 1, |range| *range.start());
+            gaps.push(gap(None, Some(first - 1), None));
+        }
+        gaps.extend(lost.iter().map(|range| {
+            gap(Some(*range.start()), Some(*range.end()), Some(range.end() - range.start() + 1))
+        }));
         // What was written last may be gone without a trace.
         if newest < base.0 && without(&(newest + 1..=base.0), &covered).len() == 1 {
             gaps.push(gap(Some(newest + 1), Some(base.0), None));
@@ -359,16 +374,16 @@ impl Store {
             if !is_alarm && record.key <= remains.taken_to {
                 continue;
             }
-            let table = if is_alarm { "alarm".to_owned() } else { self.table_for(&tx, &mut own, seq, &record)? };
+            let table =
+                if is_alarm { "alarm".to_owned() } else { self.table_for(&tx, &mut own, seq, &record)? };
             let sql = format!(
                 "INSERT OR IGNORE INTO {table} (seq, kind, channel, boot, mono, wall, clock, quality, value) \
                  VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
             );
             let key = [Value::Integer(record.key)];
-            let is_new = tx
-                .prepare_cached(&sql)?
-                .execute(params_from_iter(key.iter().chain(&record.fields[1..])))?
-                > 0;
+            let is_new =
+                tx.prepare_cached(&sql)?.execute(params_from_iter(key.iter().chain(&record.fields[1..])))?
+                    > 0;
             let weight = if is_new { weight(&record) } else { 0 };
             if is_alarm {
                 alarms.weight += weight;
@@ -384,13 +399,15 @@ impl Store {
                 points.push(point);
             }
         }
-        let spans = self.rollup.adopt(&tx, &points)?;
+        let spans = Rollup::adopt(&tx, &points)?;
         tx.commit()?;
         self.rollup.adopted(spans);
         self.partitions = own.into_iter().chain(others).collect();
         self.alarms = alarms;
         remains.there = merged(remains.there.drain(..).chain(there).collect());
-        explained.iter().for_each(|json| remains.explain(json));
+        for json in explained {
+            remains.explain(&json);
+        }
         Ok(())
     }
 
@@ -512,7 +529,9 @@ fn table_of(record: &Record) -> Option<Table> {
 fn kind_of(record: &Record) -> Option<i64> {
     use Value::{Integer, Null};
     match &record.fields[..] {
-        [Null, Integer(kind), Integer(_), Integer(_), Integer(_), Integer(_), Integer(_), Integer(_), _] => Some(*kind),
+        [Null, Integer(kind), Integer(_), Integer(_), Integer(_), Integer(_), Integer(_), Integer(_), _] => {
+            Some(*kind)
+        }
         _ => None,
     }
 }
@@ -581,7 +600,9 @@ pub(super) fn mark(directory: &Path, kept_as: &Path) -> io::Result<()> {
 /// The store that has to be taken over, if there is one.
 pub(super) fn marked(directory: &Path) -> Option<PathBuf> {
     let name = fs::read_to_string(directory.join(MARKER)).ok()?;
-    name.starts_with("spool.db.damaged-").then(|| directory.join(name)).filter(|path| path.parent() == Some(directory))
+    name.starts_with("spool.db.damaged-")
+        .then(|| directory.join(name))
+        .filter(|path| path.parent() == Some(directory))
 }
 
 /// All of it is taken over.

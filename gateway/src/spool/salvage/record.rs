@@ -166,17 +166,21 @@ mod tests {
         let path = directory.path().join("a.db");
         let db = vfs::open(&path, OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE).unwrap();
         vfs::reserve(&db).unwrap();
-        db.execute_batch("CREATE TABLE t (n INTEGER PRIMARY KEY, i INTEGER, r REAL, s TEXT, b BLOB)").unwrap();
+        db.execute_batch("CREATE TABLE t (n INTEGER PRIMARY KEY, i INTEGER, r REAL, s TEXT, b BLOB)")
+            .unwrap();
         db.execute_batch("CREATE TABLE w (i INTEGER, s TEXT, PRIMARY KEY (i, s)) WITHOUT ROWID").unwrap();
-        let integers = [0, 1, -1, 127, -128, 40_000, 1 << 23, -(1 << 31), 1 << 40, 1 << 47, i64::MAX, i64::MIN];
+        let integers =
+            [0, 1, -1, 127, -128, 40_000, 1 << 23, -(1 << 31), 1 << 40, 1 << 47, i64::MAX, i64::MIN];
         let lengths = [0, 1, 50, 4000, 4052, 4053, 4054, 4100, 8200, 100_000];
         let mut expected = Vec::new();
         for n in 0..600usize {
             let (i, length) = (integers[n % integers.len()], lengths[n % lengths.len()]);
             let (real, text, blob) = (n as f64 / 3.0, "ä".repeat(n % 70), vec![n as u8; length]);
-            db.execute("INSERT INTO t VALUES (?, ?, ?, ?, ?)", params![n as i64 * 977, i, real, text, blob]).unwrap();
+            db.execute("INSERT INTO t VALUES (?, ?, ?, ?, ?)", params![n as i64 * 977, i, real, text, blob])
+                .unwrap();
             db.execute("INSERT INTO w VALUES (?, ?)", params![n as i64, text]).unwrap();
-            let fields = vec![Value::Null, Value::Integer(i), Value::Real(real), Value::Text(text), Value::Blob(blob)];
+            let fields =
+                vec![Value::Null, Value::Integer(i), Value::Real(real), Value::Text(text), Value::Blob(blob)];
             expected.push(Record { key: n as i64 * 977, fields });
         }
         drop(db);
@@ -192,7 +196,8 @@ mod tests {
         }
         assert_eq!(rows.len(), expected.len());
         assert!(rows == expected);
-        let mut keys: Vec<Value> = every(&image, Tree::Index).into_iter().map(|row| row.fields[0].clone()).collect();
+        let mut keys: Vec<Value> =
+            every(&image, Tree::Index).into_iter().map(|row| row.fields[0].clone()).collect();
         keys.sort_by_key(|key| if let Value::Integer(n) = key { *n } else { -1 });
         assert_eq!(keys, (0..600).map(Value::Integer).collect::<Vec<_>>());
     }

@@ -74,12 +74,12 @@ impl Left {
     /// Opens a damaged copy and holds what is read against what was promised; how many entries are lost.
     fn check(&self, directory: &Path) -> Result<usize, String> {
         let begun = Instant::now();
-        let (mut store, damage) = open_or_quarantine(directory, &options(), clock()).map_err(|error| format!("it does not open: {error}"))?;
+        let (mut store, damage) = open_or_quarantine(directory, &options(), clock())
+            .map_err(|error| format!("it does not open: {error}"))?;
         if begun.elapsed() > Duration::from_secs(5) {
             return Err(format!("the start took {:?}", begun.elapsed()));
         }
         while !store.take_over_remains(Instant::now() + PATIENCE).map_err(|error| error.to_string())? {}
-        if std::env::var_os("DBG").is_some() { eprintln!("{damage:?} {:?} {:?}", store.partitions, store.base()); }
         let mut reader = Reader::open(&store_path(directory)).map_err(|error| error.to_string())?;
         let mut there = BTreeMap::new();
         let (mut lost, mut exact) = (Vec::new(), Vec::new());
@@ -101,7 +101,8 @@ impl Left {
                 other => return Err(format!("nobody wrote {other:?}")),
             }
         }
-        let is_in = |ranges: &[RangeInclusive<u64>], seq: &u64| ranges.iter().any(|range| range.contains(seq));
+        let is_in =
+            |ranges: &[RangeInclusive<u64>], seq: &u64| ranges.iter().any(|range| range.contains(seq));
         for (seq, number) in &self.entries {
             match there.get(seq) {
                 Some(found) if found == number => {
@@ -196,7 +197,10 @@ fn whatever_is_damaged_everything_else_is_there_and_every_loss_is_a_gap() {
                 crash::copy(copy.path(), kept.path());
                 let found = left.check(copy.path());
                 let gone = found.unwrap_or_else(|error| {
-                    panic!("seed {seed}, run {run}, {how}: {error}; the files as they were damaged: {}", crash::keep(kept.path()))
+                    panic!(
+                        "seed {seed}, run {run}, {how}: {error}; the files as they were damaged: {}",
+                        crash::keep(kept.path())
+                    )
                 });
                 (lost, all, hit) = (lost + gone, all + left.entries.len(), hit + usize::from(gone > 0));
             }
