@@ -9,6 +9,8 @@ mod command;
 mod config;
 mod control;
 mod export;
+#[cfg(test)]
+mod fuzz;
 mod gateway;
 mod health;
 mod home_assistant;

@@ -1,6 +1,6 @@
 //! Inputs that grow out of valid ones: most are nearly right, which is where parsers are wrong.
 
-use harness::Rng;
+use super::Rng;
 
 /// Makes one input after the other; the same seed and corpus make the same ones.
 pub(crate) struct Mutator {

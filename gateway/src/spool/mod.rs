@@ -20,6 +20,8 @@ mod damage;
 mod entry;
 mod history;
 mod inspect;
+#[cfg(test)]
+mod model;
 mod pace;
 mod progress;
 mod reader;

@@ -56,6 +56,10 @@ impl Progress {
     /// The inverse of [`Progress::holes_json`]; `None` for what it never writes.
     pub(super) fn parse_holes(json: &str) -> Option<Vec<Hole>> {
         let holes: Vec<[u64; 2]> = serde_json::from_str(json).ok()?;
+        // The database's own numbers end there.
+        if holes.iter().flatten().any(|place| *place > i64::MAX as u64) {
+            return None;
+        }
         Some(holes.into_iter().map(|[acked, until]| Hole { acked: Seq(acked), until: Seq(until) }).collect())
     }
 }
@@ -91,6 +95,18 @@ mod tests {
         assert_eq!(progress.missing(Seq(15), Seq(45)), [15..=20, 41..=45]);
         assert_eq!(progress.missing(Seq(90), Seq(110)), [101..=110]);
         assert_eq!(Progress::parse_holes(&progress.holes_json()), Some(progress.holes));
+    }
+
+    #[test]
+    fn holes_on_disk_survive_mutated_input() {
+        let corpus = [&b"[]"[..], b"[[10,20],[40,50]]", b"[[0,9223372036854775807]]"].map(<[u8]>::to_vec);
+        crate::fuzz::mutated("spool-holes", corpus.into(), |input| {
+            let holes = std::str::from_utf8(input).ok().and_then(Progress::parse_holes);
+            let Some(holes) = holes else { return };
+            let progress = Progress { alarm: Seq(0), live: Seq(100), holes };
+            let _ = progress.missing(Seq(1), Seq(1000));
+            assert_eq!(Progress::parse_holes(&progress.holes_json()), Some(progress.holes));
+        });
     }
 
     #[test]

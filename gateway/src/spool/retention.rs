@@ -267,7 +267,8 @@ impl Room<'_> {
         while let Some(row) = rows.next()? {
             let (seq, wall) = (Seq(row.get::<_, i64>(0)? as u64), row.get::<_, i64>(1)?);
             let is_old = wall > PLAUSIBLE_NS && now.saturating_sub(wall) > retain;
-            if !(alarms.weight > share || (is_old && seq <= had)) {
+            // The newest place stays on disk: what is opened again counts on from there.
+            if !(alarms.weight > share || (is_old && seq <= had)) || seq == self.store.last_seq() {
                 break;
             }
             alarms.weight = alarms.weight.saturating_sub(row.get::<_, i64>(2)? as u64);

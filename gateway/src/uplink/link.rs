@@ -134,6 +134,7 @@ impl Link {
                 }
                 continue;
             }
+            self.keep_account(false).await;
             let parcels = self.read(want).await?;
             self.note();
             if parcels.is_empty() {
@@ -266,26 +267,29 @@ impl Link {
         self.common.batch_wait.0.checked_sub(since.elapsed()).filter(|wait| !wait.is_zero())
     }
 
-    /// Reads what is wanted and makes parcels of it. No await behind what counts entries as sent.
+    /// Reads what is wanted and makes parcels of it, as far as the link's rate and budget go. No await behind what counts
+    /// entries as sent.
     async fn read(&mut self, want: Want) -> Result<Vec<Parcel>, SpoolError> {
         let limit = want.room.min(READ_AT_ONCE.max(self.common.batch));
         let mut entries = self.spool.read(class_of(want.lane), want.after, want.until, limit).await?;
         let batch = self.common.batch;
         // Only what came short of the limit was everything; what is put back for a whole message is not.
-        let read_to = if entries.len() < limit { want.until } else { Seq(0) };
-        if entries.len() == limit && entries.len() > batch {
+        let mut is_all = entries.len() < limit;
+        if !is_all && entries.len() > batch {
             entries.truncate(entries.len() / batch * batch);
         }
-        let read_to = entries.last().map_or(want.until, |last| last.seq.max(read_to));
-        let parcels: Vec<Parcel> = chunks(&entries, batch)
-            .filter_map(|chunk| Parcel::new(&self.origin, want.lane, self.common.packing(), chunk))
-            .collect();
+        let packing = self.common.packing();
+        let parcels =
+            chunks(&entries, batch).filter_map(|chunk| Parcel::new(&self.origin, want.lane, packing, chunk));
+        let (now, month) = (Instant::now(), self.month());
+        let parcels = affordable(&mut self.pace, want.lane, now, month, parcels);
+        // What cannot be paid for now is read again.
+        let last = parcels.last().map(|parcel| parcel.key.last);
+        is_all &= last == entries.last().map(|entry| entry.seq);
+        let read_to = if is_all { want.until } else { last.unwrap_or(want.after) };
         let sent = parcels.iter().map(|parcel| (parcel.key.first, parcel.key.last, parcel.entries));
         self.forwarder.sent(want.lane, sent, read_to);
         self.gathering = None;
-        let month = self.month();
-        self.pace.spend(parcels.iter().map(Parcel::weight).sum(), month);
-        self.keep_account(false).await;
         Ok(parcels)
     }
 
@@ -374,6 +378,26 @@ fn chunks(entries: &[Stored], batch: usize) -> impl Iterator<Item = &[Stored]> {
     })
 }
 
+/// As many of `parcels` as may go out now, each paid for before the next is looked at: a rate or a budget is overdrawn
+/// by one parcel at the most. Alarms all go out.
+fn affordable(
+    pace: &mut Pace,
+    lane: Lane,
+    now: Instant,
+    month: i32,
+    parcels: impl Iterator<Item = Parcel>,
+) -> Vec<Parcel> {
+    let mut taken = Vec::new();
+    for parcel in parcels {
+        pace.spend(parcel.weight(), month);
+        taken.push(parcel);
+        if lane != Lane::Alarm && pace.verdict(now, month) != Verdict::Go {
+            break;
+        }
+    }
+    taken
+}
+
 /// About how many bytes an entry takes in a message.
 fn weight(entry: &Stored) -> usize {
     let content = match &entry.body {
@@ -432,3 +456,62 @@ const MAX_PARCEL: usize = 96 * 1024;
 /// When nothing else wakes: a bound on how late a new month or more room is noticed.
 const LOOK_AGAIN: Duration = Duration::from_millis(500);
 const ACCOUNT_INTERVAL: Duration = Duration::from_secs(30);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::clock::{BootId, Stamp};
+    use crate::payload::parcel::{Compression, Encoding, Packing};
+
+    const PACKING: Packing =
+        Packing { batch: 3, encoding: Encoding::SenmlJson, compression: Compression::None };
+
+    fn entries(places: std::ops::RangeInclusive<u64>) -> Vec<Stored> {
+        let stamp = Stamp { boot: BootId(1), monotonic_ns: 1, wall: None };
+        let body = || Body::Message { topic: "site/a".into(), payload: vec![b'x'; 100] };
+        places.map(|place| Stored { seq: Seq(place), stamp, is_corrected: false, body: body() }).collect()
+    }
+
+    /// Hands out what may go out of `want`; the parcels and how far that is looked at.
+    fn hand_out(pace: &mut Pace, lane: Lane, now: Instant, month: i32, entries: &[Stored]) -> Vec<Parcel> {
+        let origin = Origin { gateway: "barn".into(), epoch: 7 };
+        let parcels =
+            chunks(entries, PACKING.batch).filter_map(|chunk| Parcel::new(&origin, lane, PACKING, chunk));
+        affordable(pace, lane, now, month, parcels)
+    }
+
+    #[test]
+    fn a_budget_is_overdrawn_by_one_parcel_at_the_most_and_what_is_left_waits_for_the_next_month() {
+        let (now, budget) = (Instant::now(), 20_000);
+        let mut pace = Pace::new(None, Some(budget), Account::default(), now);
+        let all = entries(1..=300);
+        let first = hand_out(&mut pace, Lane::Live, now, 7, &all);
+        let most = first.iter().map(Parcel::weight).max().unwrap();
+        let spent: u64 = first.iter().map(Parcel::weight).sum();
+        let telemetry = budget / 100 * 95;
+        assert!((telemetry..telemetry + most).contains(&spent), "{spent} of {telemetry}");
+        assert_eq!((pace.account().bytes, pace.verdict(now, 7)), (spent, Verdict::Exhausted));
+        let behind = first.last().unwrap().key.last;
+        let second = hand_out(&mut pace, Lane::Live, now, 8, &all[behind.0 as usize..]);
+        assert_eq!(second[0].key.first, behind.next(), "nothing is left out between two months");
+        let alarms = hand_out(&mut pace, Lane::Alarm, now, 8, &all);
+        assert_eq!(alarms.len(), 100, "alarms ask nobody");
+    }
+
+    #[test]
+    fn a_rate_is_overdrawn_by_one_parcel_at_the_most() {
+        let start = Instant::now();
+        let mut pace = Pace::new(Some(50_000), None, Account::default(), start);
+        let all = entries(1..=2000);
+        let (mut sent, mut at, mut most) = (0, 0, 0);
+        for second in 0..5u32 {
+            let now = start + Duration::from_secs(u64::from(second));
+            assert_eq!(pace.verdict(now, 1), Verdict::Go);
+            let parcels = hand_out(&mut pace, Lane::Backfill, now, 1, &all[at..]);
+            at = parcels.last().unwrap().key.last.0 as usize;
+            sent += parcels.iter().map(Parcel::weight).sum::<u64>();
+            most = most.max(parcels.iter().map(Parcel::weight).max().unwrap());
+            assert!(sent < 50_000 * u64::from(second + 1) + most, "{sent} within {second} s");
+        }
+    }
+}

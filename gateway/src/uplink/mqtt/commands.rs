@@ -130,4 +130,29 @@ mod tests {
         let long = format!(r#"{{"value": 1, "id": "{}"}}"#, "x".repeat(200));
         assert_eq!(Asked::from_value("a/b", long.as_bytes()).id, None);
     }
+
+    #[test]
+    fn a_command_from_beyond_survives_mutated_input() {
+        let corpus: [&[u8]; 6] = [
+            br#"{"value": 21.5, "id": "a", "expires": "2027-01-15T08:00:00Z"}"#,
+            br#"{"channel": "relay/pump", "value": true, "id": "7", "expires": 1800000000000}"#,
+            br#"{"value": "on", "expires": -1e300}"#,
+            b"on",
+            b"-0.5e3",
+            br#"{"value": [1], "id": ""}"#,
+        ];
+        crate::fuzz::mutated("remote-command", corpus.map(<[u8]>::to_vec).into(), |input| {
+            let known = Asked::from_value("relay/pump", input);
+            let named = Asked::from_json(None, input);
+            let either = Asked::from_json(Some("relay/pump".into()), input);
+            for mut asked in [Some(known), named, either].into_iter().flatten() {
+                assert!(asked.id.as_ref().is_none_or(|id| (1..=MAX_ID).contains(&id.len())));
+                // As the desk reads on.
+                let _ = crate::command::Order::parse(&asked.value);
+                asked.set_bounds("1", Duration::from_secs(10));
+                assert!(asked.id.is_some() && asked.expires.is_some());
+            }
+            let _ = crate::command::Order::parse(input);
+        });
+    }
 }

@@ -170,6 +170,10 @@ impl Flights {
             let mut before = 0u64;
             for _ in 0..read_number(rest)? {
                 let first = before.wrapping_add(read_number(rest)?);
+                // No entry stands there.
+                if first == 0 {
+                    return None;
+                }
                 let packed = read_number(rest)?;
                 let phase = match packed & 3 {
                     0 => Phase::Sent,
@@ -303,6 +307,35 @@ mod tests {
                 flights
             },
         )
+    }
+
+    #[test]
+    fn the_state_on_disk_survives_mutated_input() {
+        let mut some = Flights { mark: 0x1234_5678_9ABC, doubts: 2, ..Flights::default() };
+        for first in 1..=5 {
+            some.plan(key(Lane::Live, first * 100, first * 100 + 99));
+            some.plan(key(Lane::Alarm, first * 3, first * 3));
+            some.plan(key(Lane::Backfill, first, first));
+        }
+        some.received(100);
+        some.received(200);
+        some.done(200);
+        let corpus = vec![some.encode(), Flights::default().encode(), Flights { mark: 1, ..some }.encode()];
+        crate::fuzz::mutated("mqtt-flights", corpus, |input| {
+            let Some(mut flights) = Flights::decode(input) else { return };
+            assert_eq!(Flights::decode(&flights.encode()), Some(flights.clone()));
+            assert!(flights.all().count() <= input.len(), "a count alone reserves nothing");
+            // Whatever stands there is lived with.
+            let keys: Vec<ParcelKey> = flights.all().map(|(key, _)| key).collect();
+            assert!(keys.iter().all(|key| key.first.0 > 0 && key.first <= key.last), "{keys:?}");
+            let _ = flights.import();
+            for key in keys.into_iter().take(20) {
+                let _ = flights.has_room(key);
+                flights.received(Flights::id(key));
+                flights.done(Flights::id(key));
+            }
+            flights.session_lost();
+        });
     }
 
     proptest! {

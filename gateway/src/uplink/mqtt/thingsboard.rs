@@ -192,6 +192,48 @@ mod tests {
         assert!(telemetry("barn", Devices::One, "x", b"no").is_err());
     }
 
+    /// The topic stands on the first line.
+    fn requests() -> Vec<Vec<u8>> {
+        [
+            r#"v1/gateway/rpc
+{"device": "relay", "data": {"id": 7, "method": "pump", "params": true}}"#,
+            r#"v1/gateway/rpc
+{"device": "relay", "data": {"id": "x", "method": "pump", "params": {"value": 1.5, "expires": "2027-01-15T08:00:00Z"}}}"#,
+            r#"v1/devices/me/rpc/request/12
+{"method": "set", "params": {"channel": "relay/pump", "value": "off", "id": "x", "expires": 1800000000000}}"#,
+            r#"v1/devices/me/rpc/request/1
+{"method": "relay/pump", "params": "21.5"}"#,
+        ]
+        .map(|text| text.as_bytes().to_vec())
+        .into()
+    }
+
+    #[test]
+    fn an_rpc_request_survives_mutated_input() {
+        let read = |input: &[u8]| {
+            let mut lines = input.splitn(2, |byte| *byte == b'\n');
+            let topic = String::from_utf8_lossy(lines.next().unwrap_or_default()).into_owned();
+            command(&topic, lines.next().unwrap_or_default())
+        };
+        assert!(requests().iter().all(|input| read(input).is_some()));
+        crate::fuzz::mutated("thingsboard-rpc", requests(), |input| {
+            let Some(asked) = read(input) else { return };
+            assert!(asked.id.is_some() && asked.expires.is_some(), "it would wait for ever: {asked:?}");
+            let _ = asked.reply.expect("a platform that asks wants an answer").message(json!({"ok": true}));
+        });
+    }
+
+    #[test]
+    fn a_pack_survives_mutated_input() {
+        crate::fuzz::mutated("thingsboard-pack", vec![PACK.as_bytes().to_vec()], |input| {
+            for devices in [Devices::Each, Devices::One] {
+                if let Ok(shaped) = telemetry("barn", devices, "barn/a/1-2", input) {
+                    assert!(serde_json::from_slice::<Value>(&shaped).is_ok());
+                }
+            }
+        });
+    }
+
     #[test]
     fn rpc_requests_are_commands_and_their_answers_go_where_the_platform_looks() {
         let request = br#"{"device": "relay", "data": {"id": 7, "method": "pump", "params": true}}"#;

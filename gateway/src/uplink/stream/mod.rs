@@ -456,4 +456,17 @@ mod tests {
         assert_eq!(decode(&[9; FLIGHT]), []);
         assert_eq!(decode(&[0; FLIGHT]), []);
     }
+
+    #[test]
+    fn the_state_on_disk_survives_mutated_input() {
+        let flights = [flight(Lane::Alarm, 1, 1), flight(Lane::Live, 5, 900), flight(Lane::Backfill, 2, 4)];
+        let corpus = vec![encode(&flights), encode(&flights[..1]), Vec::new()];
+        crate::fuzz::mutated("stream-state", corpus, |input| {
+            let flights = decode(input);
+            assert!(
+                flights.iter().all(|flight| flight.key.first.0 > 0 && flight.key.first <= flight.key.last)
+            );
+            assert_eq!(decode(&encode(&flights)), flights);
+        });
+    }
 }
