@@ -88,14 +88,7 @@ pub enum Verb {
     },
     /// Measure the spool alone: appends entries as fast as it can
     #[command(hide = true)]
-    BenchSpool {
-        /// Entries per commit
-        #[arg(long, default_value_t = 100)]
-        batch: usize,
-        /// Entries in all
-        #[arg(long, default_value_t = 100_000)]
-        count: usize,
-    },
+    BenchSpool(bench::Load),
 }
 
 /// Exit code for a configuration that cannot be used (`EX_CONFIG` of sysexits.h).
@@ -207,8 +200,10 @@ pub async fn perform(cli: &Cli, verb: &Verb) -> Result<ExitCode> {
             print(&text);
             Ok(code)
         }
-        Verb::BenchSpool { batch, count } => {
-            print(&format!("{}\n", bench::spool(cli.state_dir.as_deref(), *batch, *count).await?));
+        Verb::BenchSpool(load) => {
+            bench::spool(cli.state_dir.as_deref(), load, |text| {
+                print(text);
+            }).await?;
             Ok(ExitCode::SUCCESS)
         }
     }

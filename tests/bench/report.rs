@@ -22,7 +22,15 @@ pub(crate) struct Row {
 
 #[derive(Debug)]
 enum Other {
-    Peer(&'static str, Vec<f64>),
+    Peer(&'static str, Vec<f64>, Option<Limit>),
+    AtMost(f64),
+    AtLeast(f64),
+    Skipped(String),
+}
+
+/// What the ratio to a peer has to keep to.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) enum Limit {
     AtMost(f64),
     AtLeast(f64),
 }
@@ -41,7 +49,25 @@ impl Report {
         peer: &'static str,
         theirs: Vec<f64>,
     ) {
-        self.push(Row { what: what.into(), unit, ours, other: Other::Peer(peer, theirs) });
+        self.beside_within(what, unit, ours, peer, theirs, None);
+    }
+
+    /// Compares with a peer, and the ratio with a promise.
+    pub(crate) fn beside_within(
+        &mut self,
+        what: impl Into<String>,
+        unit: &'static str,
+        ours: Vec<f64>,
+        peer: &'static str,
+        theirs: Vec<f64>,
+        limit: Option<Limit>,
+    ) {
+        self.push(Row { what: what.into(), unit, ours, other: Other::Peer(peer, theirs, limit) });
+    }
+
+    /// Says that something could not be measured here.
+    pub(crate) fn skipped(&mut self, what: impl Into<String>, why: impl Into<String>) {
+        self.push(Row { what: what.into(), unit: "", ours: Vec::new(), other: Other::Skipped(why.into()) });
     }
 
     /// Compares with a promise.
@@ -93,26 +119,49 @@ impl Row {
     fn line(&self) -> String {
         let ours = median(&self.ours);
         let (name, theirs, ratio) = match &self.other {
-            Other::Peer(name, theirs) => (*name, median(theirs), ours / median(theirs)),
+            Other::Peer(name, theirs, _) => (*name, median(theirs), ours / median(theirs)),
+            Other::Skipped(why) => return format!("{:<34}      SKIPPED: {why}", self.what),
             Other::AtMost(promise) if ours <= *promise => ("at most", *promise, ours / promise),
             Other::AtMost(promise) => ("EXCEEDS", *promise, ours / promise),
             Other::AtLeast(promise) if ours >= *promise => ("at least", *promise, ours / promise),
             Other::AtLeast(promise) => ("FALLS SHORT", *promise, ours / promise),
         };
+        let limit = match &self.other {
+            Other::Peer(.., Some(limit)) => limit.verdict(ratio),
+            _ => String::new(),
+        };
         let Self { what, unit, .. } = self;
-        format!("{what:<34} {ours:>12.2} {unit:<8} {name:<18} {theirs:>12.2} {ratio:>7.2}")
+        format!("{what:<34} {ours:>12.2} {unit:<8} {name:<18} {theirs:>12.2} {ratio:>7.2}{limit}")
     }
 
     fn json(&self) -> Value {
         let mut row = json!({"what": self.what, "unit": self.unit, "tidegate": self.ours});
         match &self.other {
-            Other::Peer(name, theirs) => {
+            Other::Peer(name, theirs, limit) => {
                 row["peer"] = json!({"name": name, "rounds": theirs});
                 row["ratio"] = json!(median(&self.ours) / median(theirs));
+                match limit {
+                    Some(Limit::AtMost(most)) => row["ratio_at_most"] = json!(most),
+                    Some(Limit::AtLeast(least)) => row["ratio_at_least"] = json!(least),
+                    None => {}
+                }
             }
+            Other::Skipped(why) => row["skipped"] = json!(why),
             Other::AtMost(promise) | Other::AtLeast(promise) => row["promise"] = json!(promise),
         }
         row
+    }
+}
+
+impl Limit {
+    /// What stands behind a ratio in the table.
+    fn verdict(self, ratio: f64) -> String {
+        match self {
+            Self::AtMost(most) if ratio <= most => format!("  at most {most}"),
+            Self::AtMost(most) => format!("  EXCEEDS {most}"),
+            Self::AtLeast(least) if ratio >= least => format!("  at least {least}"),
+            Self::AtLeast(least) => format!("  FALLS SHORT OF {least}"),
+        }
     }
 }
 
@@ -134,6 +183,14 @@ const HEAD: &str =
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_ratio_beyond_its_limit_is_shouted() {
+        assert_eq!(Limit::AtLeast(0.45).verdict(0.45), "  at least 0.45");
+        assert_eq!(Limit::AtLeast(0.45).verdict(0.44), "  FALLS SHORT OF 0.45");
+        assert_eq!(Limit::AtMost(3.0).verdict(2.9), "  at most 3");
+        assert_eq!(Limit::AtMost(3.0).verdict(f64::NAN), "  EXCEEDS 3");
+    }
 
     #[test]
     fn the_median_is_the_middle() {

@@ -32,6 +32,7 @@ pub struct Tidegate {
     http: Port,
     coap: Port,
     config: PathBuf,
+    state: PathBuf,
     wrapper: Vec<String>,
     // Declared before the directory it lives in, so that it ends before the directory goes.
     process: Option<Process>,
@@ -45,6 +46,7 @@ pub struct TidegateBuilder {
     name: String,
     mqtt: String,
     tail: String,
+    state: Option<PathBuf>,
     wrapper: Vec<String>,
 }
 
@@ -79,6 +81,13 @@ impl TidegateBuilder {
         self
     }
 
+    /// Keeps the state in a directory of the test's choice.
+    #[must_use]
+    pub fn state_in(mut self, directory: &Path) -> Self {
+        self.state = Some(directory.to_owned());
+        self
+    }
+
     /// Writes the configuration without starting anything.
     pub fn prepare(self) -> Tidegate {
         let scratch = Scratch::new("gateway");
@@ -87,10 +96,11 @@ impl TidegateBuilder {
         }
         let (mqtt, http, coap) = (Port::reserve(), Port::reserve(), Port::reserve());
         let config = scratch.join("tidegate.toml");
-        let Self { name, mqtt: lines, tail, wrapper } = self;
+        let Self { name, mqtt: lines, tail, state, wrapper } = self;
+        let state = state.unwrap_or_else(|| scratch.join("state"));
         let start_time = Duration::ZERO;
         let gateway =
-            Tidegate { name, mqtt, http, coap, config, wrapper, process: None, start_time, scratch };
+            Tidegate { name, mqtt, http, coap, config, state, wrapper, process: None, start_time, scratch };
         gateway.configure(&lines, &tail);
         gateway
     }
@@ -110,6 +120,7 @@ impl Tidegate {
             name: "barn".to_owned(),
             mqtt: String::new(),
             tail: String::new(),
+            state: None,
             wrapper: Vec::new(),
         }
     }
@@ -266,7 +277,7 @@ impl Tidegate {
 
     /// The state directory.
     pub fn state_dir(&self) -> PathBuf {
-        self.scratch.join("state")
+        self.state.clone()
     }
 
     /// A directory of the test's own, beside the state.
