@@ -16,7 +16,9 @@ use super::super::vfs::{self, PAGE, RESERVED};
 /// The files of a store, opened for reading.
 pub(super) struct Image {
     database: File,
-    pages: u64,
+    in_database: u64,
+    /// Pages that only the log has, in order.
+    in_log: Vec<u64>,
     log: Option<File>,
     /// Where in the log each page's newest whole frame has its content.
     frames: HashMap<u64, u64>,
@@ -30,13 +32,14 @@ impl Image {
     pub(super) fn open(path: &Path) -> io::Result<Self> {
         let database = File::open(path)?;
         let in_database = database.metadata()?.len() / PAGE as u64;
-        let mut image = Self { database, pages: in_database, log: None, frames: HashMap::new() };
+        let mut image = Self { database, in_database, in_log: Vec::new(), log: None, frames: HashMap::new() };
         let log = beside(path, "-wal");
         if let Ok(frames) = frames(&log) {
             for frame in frames.into_iter().filter(|frame| frame.is_whole) {
-                image.pages = image.pages.max(frame.page);
                 image.frames.insert(frame.page, frame.at);
             }
+            image.in_log = image.frames.keys().copied().filter(|page| *page > in_database).collect();
+            image.in_log.sort_unstable();
             image.log = File::open(log).ok();
         }
         let mut page = [0; PAGE];
@@ -48,9 +51,15 @@ impl Image {
         Ok(image)
     }
 
-    /// How many pages there may be.
-    pub(super) fn pages(&self) -> u64 {
-        self.pages
+    /// How many pages there are.
+    pub(super) fn count(&self) -> u64 {
+        self.in_database + self.in_log.len() as u64
+    }
+
+    /// The number of the page at `at` (from 0) among all that there are.
+    pub(super) fn number(&self, at: u64) -> u64 {
+        let behind = at.checked_sub(self.in_database).and_then(|at| self.in_log.get(at as usize));
+        behind.copied().unwrap_or(at + 1)
     }
 
     /// Reads page `number` (from 1); whether it is whole.
@@ -77,7 +86,8 @@ impl Image {
     }
 
     fn read_database(&self, number: u64, page: &mut [u8; PAGE]) -> bool {
-        self.database.read_exact_at(page, (number - 1) * PAGE as u64).is_ok()
+        let at = number.checked_sub(1).map(|before| before * PAGE as u64);
+        at.is_some_and(|at| self.database.read_exact_at(page, at).is_ok())
     }
 }
 

@@ -134,12 +134,12 @@ impl Remains {
     fn look_through(&mut self, image: &Image, until: Instant) -> bool {
         let mut page = [0; PAGE];
         let overflow = |number, length| image.overflow(number, length);
-        while self.looked < image.pages() {
+        while self.looked < image.count() {
             if self.looked.is_multiple_of(64) && Instant::now() >= until {
                 return false;
             }
+            let number = image.number(self.looked);
             self.looked += 1;
-            let number = self.looked;
             if self.free.contains(&number) {
                 continue;
             }
@@ -157,10 +157,9 @@ impl Remains {
                 }
                 _ => {}
             }
-            if self.looked == image.pages() {
-                self.pages.iter_mut().for_each(|pages| pages.sort_unstable());
-            }
         }
+        // As often as it is asked: they are sorted then, which costs next to nothing.
+        self.pages.iter_mut().for_each(|pages| pages.sort_unstable());
         true
     }
 

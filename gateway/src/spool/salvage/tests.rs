@@ -268,5 +268,49 @@ fn what_is_not_covered_is_left() {
     assert_eq!(without(&(5..=6), &[1..=9]), []);
 }
 
+#[test]
+fn pages_survive_mutated_input() {
+    let left = Left::new(3, false);
+    let bytes = fs::read(store_path(left.directory.path())).unwrap();
+    let corpus: Vec<Vec<u8>> = bytes.chunks(PAGE).take(40).map(<[u8]>::to_vec).collect();
+    crate::fuzz::mutated("spool-page", corpus, |input| {
+        let mut page = [0; PAGE];
+        let length = input.len().min(PAGE);
+        page[..length].copy_from_slice(&input[..length]);
+        for number in [1, 2] {
+            if record::tree(number, &page).is_some() {
+                let records = record::records(number, &page, &|_, length| Some(vec![1; length.min(1 << 16)]));
+                let shapes = records.iter().filter(|row| table_of(row).is_some() || kind_of(row).is_some());
+                assert!(shapes.count() <= record::count(number, &page));
+            }
+        }
+    });
+}
+
+#[test]
+fn logs_survive_mutated_input() {
+    let left = Left::new(4, true);
+    let directory = crash::memory();
+    let path = directory.path().join("a.db");
+    let whole = fs::read(left.directory.path().join("spool.db-wal")).unwrap();
+    let index = fs::read(left.directory.path().join("spool.db-shm")).unwrap();
+    // The first byte says how much of the rest is the log's index.
+    let short = [&[96][..], &index[..96], &whole[..40_000]].concat();
+    fs::write(&path, [0; PAGE]).unwrap();
+    crate::fuzz::mutated("spool-log", vec![short], |input| {
+        let (length, rest) = input.split_first().unwrap_or((&0, &[]));
+        let (index, log) = rest.split_at(usize::from(*length).min(rest.len()));
+        fs::write(directory.path().join("a.db-shm"), index).unwrap();
+        fs::write(directory.path().join("a.db-wal"), log).unwrap();
+        assert!(beyond(&path).commits <= log.len() as u64 / PAGE as u64);
+        if let Ok(image) = image::Image::open(&path) {
+            let mut page = [0; PAGE];
+            for number in (0..image.count()).map(|at| image.number(at)) {
+                image.read(number, &mut page);
+            }
+        }
+    });
+}
+
 const SEEDS: u64 = 20;
 const RUNS: u64 = 50;
