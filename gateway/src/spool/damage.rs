@@ -102,7 +102,8 @@ fn begin_anew(
     known: Option<Known>,
 ) -> Result<(Store, Damage), StoreError> {
     forget_older(directory, &kept_as);
-    let until = Instant::now() + salvage::PATIENCE;
+    let patience = if known.is_some() { salvage::SHORT_PATIENCE } else { salvage::PATIENCE };
+    let until = Instant::now() + patience;
     let mut remains = Remains::open(&kept_as);
     remains.look(until);
     let (epoch, last) = (known.as_ref().map(|known| known.epoch), known.as_ref().map(|known| known.last));

@@ -265,7 +265,7 @@ impl Store {
             db.query_row("SELECT value FROM meta WHERE key = ?", [key], |row| row.get::<_, i64>(0))
         };
         let (epoch, base) = (meta("epoch")? as u64, meta("base")? as u64);
-        let boot = intern_boot(&db, clock.boot())?;
+        let boot = intern_boot(&db, &clock.boot().0.to_be_bytes())?;
         let mut store = Self {
             db,
             directory: directory.to_owned(),
@@ -438,8 +438,11 @@ impl Store {
             ])?;
         }
         for (record, mono) in &batch.clocks {
-            let boot =
-                if record.boot == self.clock.boot() { self.boot } else { intern_boot(&tx, record.boot)? };
+            let boot = if record.boot == self.clock.boot() {
+                self.boot
+            } else {
+                intern_boot(&tx, &record.boot.0.to_be_bytes())?
+            };
             clocks::insert(&tx, boot, *mono, record)?;
             if record.quality >= WallQuality::Ntp && !self.clocks.is_known(boot) {
                 Rollup::take_back(&tx, boot)?;
@@ -780,13 +783,12 @@ fn state_key(uplink: &str) -> String {
     format!("state/{uplink}")
 }
 
-fn intern_boot(db: &Connection, boot: BootId) -> Result<i64, StoreError> {
-    let uuid = boot.0.to_be_bytes();
-    db.execute("INSERT OR IGNORE INTO boot (uuid) VALUES (?)", [&uuid[..]])?;
-    Ok(db.query_row("SELECT id FROM boot WHERE uuid = ?", [&uuid[..]], |row| row.get(0))?)
+pub(super) fn intern_boot(db: &Connection, uuid: &[u8]) -> Result<i64, StoreError> {
+    db.execute("INSERT OR IGNORE INTO boot (uuid) VALUES (?)", [uuid])?;
+    Ok(db.query_row("SELECT id FROM boot WHERE uuid = ?", [uuid], |row| row.get(0))?)
 }
 
-fn intern_channel(db: &Connection, name: &str, unit: &str) -> Result<i64, StoreError> {
+pub(super) fn intern_channel(db: &Connection, name: &str, unit: &str) -> Result<i64, StoreError> {
     db.prepare_cached(
         "INSERT INTO channel (name, unit) VALUES (?, ?) ON CONFLICT DO UPDATE SET unit = excluded.unit",
     )?

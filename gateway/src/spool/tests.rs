@@ -194,9 +194,12 @@ fn damage_that_a_reader_meets_is_mended_while_the_spool_runs() {
         for _ in 0..40 {
             spool.append((0..50).map(|_| message(1000)).collect(), true).await.unwrap();
         }
+        spool.append(vec![reading(&channel("cellar/temperature"), 1.5, now_ns())], true).await.unwrap();
         spool.store_progress("up", Progress::at(Seq(10)), b"state".to_vec()).await.unwrap();
         spool.close().await;
         let (spool, _) = open(&directory, &limits);
+        // Another channel than the first that the mended store hears of.
+        spool.append(vec![reading(&channel("attic/humidity"), 40.0, now_ns())], true).await.unwrap();
         let epoch = spool.epoch();
         let file = fs::File::options().write(true).open(store_path(directory.path())).unwrap();
         std::os::unix::fs::FileExt::write_all_at(&file, &[0xA5; 4096], 200 * 4096).unwrap();
@@ -217,6 +220,15 @@ fn damage_that_a_reader_meets_is_mended_while_the_spool_runs() {
             reason: GapReason::Damage,
         };
         assert_eq!(gap, Some(expected));
+        let names: Vec<_> = entries
+            .iter()
+            .filter_map(|entry| match &entry.body {
+                Body::Reading { channel, .. } => Some((channel.name.as_str(), entry.stamp.boot)),
+                _ => None,
+            })
+            .collect();
+        let boot = Clock::new().boot();
+        assert_eq!(names, [("cellar/temperature", boot), ("attic/humidity", boot)]);
         assert_eq!(spool.epoch(), epoch);
         assert_eq!(spool.progress("up").await.unwrap(), (Progress::at(Seq(10)), b"state".to_vec()));
         assert!(

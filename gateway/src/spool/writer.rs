@@ -251,6 +251,11 @@ impl Writer {
                 self.waiting.push(Waiting::Done(reply));
                 Duration::ZERO
             }
+            Job::Begin { reply, .. } if self.store.remains.is_some() => {
+                // Its id may be among what is still to come.
+                let _ = reply.send(Err("a damaged spool is being mended".into()));
+                return None;
+            }
             Job::Begin { command, reply } => {
                 self.batch.commands.push(CommandStep::Begin(command));
                 self.waiting.push(Waiting::Begun(reply));

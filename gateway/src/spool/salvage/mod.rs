@@ -17,15 +17,15 @@ mod record;
 #[cfg(test)]
 mod tests;
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs::{self, File};
 use std::io;
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use rusqlite::params_from_iter;
 use rusqlite::types::Value;
+use rusqlite::{Connection, OptionalExtension as _, params_from_iter};
 
 use self::image::Image;
 pub(super) use self::image::{Beyond, beyond};
@@ -36,7 +36,7 @@ use super::progress::merged;
 use super::retention::partition_weight;
 use super::rollup::{MINUTE_NS, Point, Rollup};
 use super::schema;
-use super::store::{Batch, GROWN, Partition, Store, StoreError};
+use super::store::{Batch, GROWN, Partition, Store, StoreError, intern_boot, intern_channel};
 use super::vfs::PAGE;
 
 /// What is left of a damaged store.
@@ -52,6 +52,7 @@ pub(super) struct Remains {
     rows: Vec<(Table, Record)>,
     /// How many of them are taken over.
     taken_rows: usize,
+    names: Names,
     /// Pages of entries by their first place, those of the class alarm first.
     pages: [Vec<(i64, u64)>; 2],
     /// Pages of summaries.
@@ -84,6 +85,13 @@ pub(super) enum Table {
     Blob,
 }
 
+/// The new store's numbers of boots and channels, by the old one's.
+#[derive(Default)]
+struct Names {
+    boots: HashMap<i64, i64>,
+    channels: HashMap<i64, i64>,
+}
+
 /// What a new store begins with.
 #[derive(Default)]
 pub(super) struct Beginning {
@@ -109,6 +117,7 @@ impl Remains {
             damaged: 0,
             rows: Vec::new(),
             taken_rows: 0,
+            names: Names::default(),
             pages: [Vec::new(), Vec::new()],
             summaries: Vec::new(),
             parts: BTreeMap::new(),
@@ -306,6 +315,7 @@ impl Store {
             let sql = format!("SELECT coalesce(max(seq), 0) FROM r_{}", newest.id);
             remains.taken_to = self.db.query_row(&sql, [], |row| row.get(0))?;
         }
+        remains.names = Names::learn(&self.db, &remains.rows)?;
         self.remains = Some(Box::new(remains));
         Ok(())
     }
@@ -330,6 +340,7 @@ impl Store {
             insert_rows(&tx, &remains.rows[remains.taken_rows..])?;
             tx.commit()?;
             remains.taken_rows = remains.rows.len();
+            remains.names = Names::learn(&self.db, &remains.rows)?;
             self.learn_rows()?;
             return Ok(true);
         }
@@ -379,10 +390,8 @@ impl Store {
                 "INSERT OR IGNORE INTO {table} (seq, kind, channel, boot, mono, wall, clock, quality, value) \
                  VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
             );
-            let key = [Value::Integer(record.key)];
             let is_new =
-                tx.prepare_cached(&sql)?.execute(params_from_iter(key.iter().chain(&record.fields[1..])))?
-                    > 0;
+                tx.prepare_cached(&sql)?.execute(params_from_iter(remains.names.entry(&record)))? > 0;
             let weight = if is_new { weight(&record) } else { 0 };
             if is_alarm {
                 alarms.weight += weight;
@@ -395,7 +404,7 @@ impl Store {
                 if point.1.wall >= MINUTE_NS {
                     remains.oldest_minute = remains.oldest_minute.min(point.1.wall / MINUTE_NS);
                 }
-                points.push(point);
+                points.push((remains.names.boots.get(&point.0).copied().unwrap_or_default(), point.1));
             }
         }
         let spans = Rollup::adopt(&tx, &points)?;
@@ -418,7 +427,7 @@ impl Store {
     /// The table that a row of telemetry goes into; begins a new one where the last is full.
     fn table_for(
         &self,
-        tx: &rusqlite::Connection,
+        tx: &Connection,
         own: &mut Vec<Partition>,
         seq: Seq,
         record: &Record,
@@ -443,7 +452,8 @@ impl Store {
             )?;
             let rows = remains.records(&remains.summaries[slice]);
             let is_over = |row: &Record| matches!(row.fields.get(1), Some(Value::Integer(minute)) if *minute < remains.oldest_minute);
-            for row in rows.iter().filter(|row| is_summary(row) && is_over(row)) {
+            for mut row in rows.into_iter().filter(|row| is_summary(row) && is_over(row)) {
+                replace(&mut row.fields[0], &remains.names.channels);
                 insert.execute(params_from_iter(&row.fields))?;
             }
         }
@@ -478,27 +488,70 @@ impl Remains {
     }
 }
 
-/// Writes rows as they were into their tables; those that are there already stay.
-pub(super) fn insert_rows(db: &rusqlite::Connection, rows: &[(Table, Record)]) -> Result<(), StoreError> {
+/// Writes rows into their tables; those that are there already stay.
+pub(super) fn insert_rows(db: &Connection, rows: &[(Table, Record)]) -> Result<(), StoreError> {
+    let names = Names::learn(db, rows)?;
     for (table, record) in rows {
-        // Of these the new store has its own, or makes them anew.
         let Some((name, columns)) = table.columns() else { continue };
         let places = vec!["?"; columns.split(',').count()].join(", ");
         let sql = format!("INSERT OR IGNORE INTO {name} ({columns}) VALUES ({places})");
-        let key = [Value::Integer(record.key)];
-        let is_keyed = record.fields.first() == Some(&Value::Null);
-        let fields = key.iter().filter(|_| is_keyed).chain(&record.fields[usize::from(is_keyed)..]);
+        let mut fields = record.fields.clone();
+        if fields.first() == Some(&Value::Null) {
+            fields[0] = Value::Integer(record.key);
+        }
+        if *table == Table::Clock {
+            replace(&mut fields[1], &names.boots);
+        }
         db.prepare_cached(&sql)?.execute(params_from_iter(fields))?;
     }
     Ok(())
 }
 
+impl Names {
+    /// Makes sure that the boots and channels among `rows` are there.
+    fn learn(db: &Connection, rows: &[(Table, Record)]) -> Result<Self, StoreError> {
+        let mut names = Self::default();
+        for (table, record) in rows {
+            match (table, &record.fields[..]) {
+                (Table::Boot, [_, Value::Blob(uuid)]) => {
+                    names.boots.insert(record.key, intern_boot(db, uuid)?);
+                }
+                (Table::Channel, [_, Value::Text(name), Value::Text(unit)]) => {
+                    let known = db
+                        .prepare_cached("SELECT id FROM channel WHERE name = ?")?
+                        .query_row([name], |row| row.get(0))
+                        .optional()?;
+                    let id = known.map_or_else(|| intern_channel(db, name, unit), Ok)?;
+                    names.channels.insert(record.key, id);
+                }
+                _ => {}
+            }
+        }
+        Ok(names)
+    }
+
+    /// The columns of an entry as the new store has them.
+    fn entry(&self, record: &Record) -> Vec<Value> {
+        let mut fields = record.fields.clone();
+        fields[0] = Value::Integer(record.key);
+        replace(&mut fields[2], &self.channels);
+        replace(&mut fields[3], &self.boots);
+        fields
+    }
+}
+
+/// Puts the new number in the place of the old one; 0 where there is none.
+fn replace(field: &mut Value, numbers: &HashMap<i64, i64>) {
+    if let Value::Integer(number) = field {
+        *number = numbers.get(number).copied().unwrap_or_default();
+    }
+}
+
 impl Table {
     fn columns(self) -> Option<(&'static str, &'static str)> {
         match self {
-            Self::Meta | Self::Part => None,
-            Self::Boot => Some(("boot", "id, uuid")),
-            Self::Channel => Some(("channel", "id, name, unit")),
+            // Of these the new store has its own.
+            Self::Meta | Self::Part | Self::Boot | Self::Channel => None,
             Self::Gap => Some(("gap", "id, wall, json")),
             Self::Progress => Some(("progress", "uplink, alarm, live, holes")),
             Self::Clock => Some(("clock", "id, boot, mono, offset, error, quality")),
@@ -624,6 +677,8 @@ fn random_base() -> Seq {
 
 /// How long a start waits for it at the most; the rest is taken over while the gateway works.
 pub(super) const PATIENCE: Duration = Duration::from_secs(3);
+/// The same for a gateway that is at work.
+pub(super) const SHORT_PATIENCE: Duration = Duration::from_millis(200);
 /// How long the writer is held up by one slice.
 pub(super) const PAUSE: Duration = Duration::from_millis(20);
 /// Names the store that is being taken over.
