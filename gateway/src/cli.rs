@@ -203,7 +203,8 @@ pub async fn perform(cli: &Cli, verb: &Verb) -> Result<ExitCode> {
         Verb::BenchSpool(load) => {
             bench::spool(cli.state_dir.as_deref(), load, |text| {
                 print(text);
-            }).await?;
+            })
+            .await?;
             Ok(ExitCode::SUCCESS)
         }
     }

@@ -90,12 +90,7 @@ fn wear(rounds: usize, report: &mut Report) {
         let three = Some(Limit::AtMost(3.0));
         report.beside_within(what.clone(), "B/row", ours.clone(), "raw file", raw, three);
         report.beside_within(what, "B/row", ours, "bare SQLite", bare, None);
-        report.at_most(
-            format!("spool flushes, batch {}", load.batch),
-            "a commit",
-            flushes,
-            1.1,
-        );
+        report.at_most(format!("spool flushes, batch {}", load.batch), "a commit", flushes, 1.1);
         report.beside_within(
             format!("delete after ack, batch {}", load.batch),
             "B/row",

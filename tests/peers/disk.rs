@@ -38,7 +38,8 @@ interval = "2ms"
 "#;
 
 /// As large as the disk: it is the disk that runs out, not the limit.
-const SPOOL: &str = "[spool]\nmax_size = \"64MB\"\nwhen_full = \"refuse\"\nrpo = \"100ms\"\nwear_budget = \"100GB/day\"\n";
+const SPOOL: &str =
+    "[spool]\nmax_size = \"64MB\"\nwhen_full = \"refuse\"\nrpo = \"100ms\"\nwear_budget = \"100GB/day\"\n";
 
 #[test]
 fn a_disk_that_others_fill_ten_times_costs_no_acknowledged_publish_and_every_loss_is_told() {
@@ -77,7 +78,11 @@ fn a_disk_that_others_fill_ten_times_costs_no_acknowledged_publish_and_every_los
         let writes = wait_until(30 * SECOND, || {
             (spool(&gateway)["refusing"].is_null() && gateway.newest() > before + 100).then_some(())
         });
-        assert!(writes.is_some(), "round {round}: there is room, and nothing is written: {}", spool(&gateway));
+        assert!(
+            writes.is_some(),
+            "round {round}: there is room, and nothing is written: {}",
+            spool(&gateway)
+        );
         times.push(format!("{:.1}/{:.1}", full.as_secs_f64(), back.elapsed().as_secs_f64()));
         reasons.extend(gaps(&gateway));
         wire.set(Mode::Pass);
@@ -110,7 +115,11 @@ fn a_disk_that_others_fill_ten_times_costs_no_acknowledged_publish_and_every_los
     );
     report.assert_whole("mosquitto");
     assert!(arrived, "{} of {} entries have arrived", report.arrived, ids.len());
-    assert!(missing.is_empty(), "acknowledged publishes are missing: {:?}", &missing[..missing.len().min(10)]);
+    assert!(
+        missing.is_empty(),
+        "acknowledged publishes are missing: {:?}",
+        &missing[..missing.len().min(10)]
+    );
     assert!(visits.len() > 500, "only {} publishes were acknowledged", visits.len());
     assert!(reasons.contains("disk-full"), "what could not be written is told: {reasons:?}");
     let is_told = messages.iter().any(|message| message["payload"].as_str().is_some_and(is_gap_for_the_disk));
@@ -264,6 +273,7 @@ fn missing(visits: &HashSet<String>, messages: &[Value]) -> Vec<String> {
 #[test]
 fn the_check_for_missing_publishes_finds_a_planted_one() {
     let visits = HashSet::from(["visit-1".to_owned(), "visit-2".to_owned()]);
-    let message = serde_json::json!({"payload": r#"[{"n":"message","vs":"visit-1  "},{"n":"message","v":3}]"#});
+    let message =
+        serde_json::json!({"payload": r#"[{"n":"message","vs":"visit-1  "},{"n":"message","v":3}]"#});
     assert_eq!(missing(&visits, &[message]), ["visit-2"]);
 }

@@ -25,6 +25,7 @@ mod progress;
 mod reader;
 mod retention;
 mod rollup;
+mod rows;
 mod schema;
 mod store;
 #[cfg(test)]
