@@ -27,6 +27,7 @@ mod progress;
 mod reader;
 mod retention;
 mod rollup;
+mod rows;
 mod salvage;
 mod schema;
 mod store;

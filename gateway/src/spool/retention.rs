@@ -87,6 +87,12 @@ impl Store {
         self.tending.is_due = true;
     }
 
+    /// Making room did not help, and the batch is given up. The next one finds out for itself whether the disk is still
+    /// full: were it made to drop anything beforehand, that would be lost to a disk that has room again.
+    pub(super) fn force_nothing(&mut self) {
+        self.tending.forced = 0;
+    }
+
     /// Begins a new partition when the last is full, and drops what nobody needs or what has to make room.
     pub(super) fn tend(&self, tx: &Connection) -> Result<Tended, StoreError> {
         let is_full =
@@ -158,6 +164,7 @@ impl Room<'_> {
 
     fn drop_what_all_have(&mut self) -> Result<(), StoreError> {
         let now = self.store.clock().stamp().wall.map_or(0, |wall| wall.unix_ns);
+        let mut is_near = self.is_above(NEAR)?;
         let mut at = 0;
         while at + 1 < self.partitions.len() {
             let behind = self.partitions[at + 1].oldest_ns;
@@ -165,8 +172,9 @@ impl Room<'_> {
             let is_old = behind > PLAUSIBLE_NS
                 && now.saturating_sub(behind)
                     > i64::try_from(self.options.retain.as_nanos()).unwrap_or(i64::MAX);
-            if (is_old || self.is_above(NEAR)?) && self.missing(at).is_empty() {
+            if (is_old || is_near) && self.missing(at).is_empty() {
                 self.drop_at(at, GapReason::Quota)?;
+                is_near = is_near && self.is_above(NEAR)?;
             } else {
                 at += 1;
             }

@@ -57,8 +57,10 @@ pub(super) struct Point {
     pub(super) value: Option<f64>,
 }
 
-/// By whether the time is provisional, channel and minute.
-type Minutes = BTreeMap<(bool, i64, i64), Aggregate>;
+type Minutes = BTreeMap<Key, Aggregate>;
+
+/// Whether the time is provisional, channel and minute.
+type Key = (bool, i64, i64);
 
 /// The bounds of a stretch of rows of one boot.
 #[derive(Debug, Clone, Copy)]
@@ -118,6 +120,7 @@ impl Rollup {
 
     /// Counts in what a commit has added.
     pub(super) fn add(&mut self, clocks: &Clocks, points: &[Point]) {
+        let mut growing = Growing::default();
         for point in points {
             let quality = entry::quality_of(point.clock);
             let corrected = clocks.correct(self.boot, point.mono, quality).map(|(wall, _)| wall);
@@ -127,9 +130,10 @@ impl Rollup {
             open.is_provisional |= is_uncertain;
             let wall = corrected.unwrap_or(point.wall);
             if let Some(value) = point.value.filter(|value| wall > 0 && value.is_finite()) {
-                add(&mut self.minutes, (false, point.channel, wall / MINUTE_NS), Aggregate::of(value));
+                growing.add(&mut self.minutes, (false, point.channel, wall / MINUTE_NS), value);
             }
         }
+        growing.put_back(&mut self.minutes);
     }
 
     /// Writes spans over rows that are written otherwise, in order and each with its boot: they are summed up later.
@@ -277,7 +281,43 @@ impl Span {
     }
 }
 
-fn add(minutes: &mut Minutes, key: (bool, i64, i64), aggregate: Aggregate) {
+/// The minutes that a commit adds to, taken out of the map while it does: a commit holds many readings of few channels.
+struct Growing {
+    /// By channel.
+    slots: [Option<(Key, Aggregate)>; 64],
+}
+
+impl Growing {
+    fn add(&mut self, minutes: &mut Minutes, key: Key, value: f64) {
+        let slot = &mut self.slots[key.1 as usize % 64];
+        match slot {
+            Some((have, sum)) if *have == key => sum.add(&Aggregate::of(value)),
+            _ => {
+                if let Some((have, sum)) = slot.take() {
+                    minutes.insert(have, sum);
+                }
+                let mut sum = Aggregate::of(value);
+                if let Some(before) = minutes.get(&key) {
+                    sum = *before;
+                    sum.add(&Aggregate::of(value));
+                }
+                *slot = Some((key, sum));
+            }
+        }
+    }
+
+    fn put_back(self, minutes: &mut Minutes) {
+        minutes.extend(self.slots.into_iter().flatten());
+    }
+}
+
+impl Default for Growing {
+    fn default() -> Self {
+        Self { slots: [None; 64] }
+    }
+}
+
+fn add(minutes: &mut Minutes, key: Key, aggregate: Aggregate) {
     minutes.entry(key).and_modify(|sum| sum.add(&aggregate)).or_insert(aggregate);
 }
 

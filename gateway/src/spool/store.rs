@@ -15,6 +15,7 @@ use super::entry::{Class, ClockRecord, Entry, Gap, wall_columns};
 use super::progress::Progress;
 use super::retention::{Tended, Tending};
 use super::rollup::{Point, Rollup, Settled};
+use super::rows::{Line, Recent, Rows};
 use super::salvage::{self, Beginning, Beyond, Remains};
 use super::schema::{self, FORMAT};
 use super::{Committed, Options, Seq, store_path, vfs, wear};
@@ -478,22 +479,27 @@ impl Store {
         entries: impl Iterator<Item = &'a Entry>,
         written: &mut Written,
     ) -> Result<(), StoreError> {
-        let columns = "(seq, kind, channel, boot, mono, wall, clock, quality, value) \
-                       VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)";
-        let mut telemetry = tx.prepare_cached(&format!("INSERT INTO r_{partition} {columns}"))?;
-        let mut alarm = tx.prepare_cached(&format!("INSERT INTO alarm {columns}"))?;
+        let mut telemetry = Rows::new(tx, format!("r_{partition}"), self.boot);
+        let mut alarm = Rows::new(tx, "alarm".to_owned(), self.boot);
+        let mut recent = Recent::default();
+        written.points.reserve(entries.size_hint().0);
         for entry in entries {
-            let channel = match entry.channel() {
-                None => 0,
-                Some((name, unit)) => match self.channels.get(name).or_else(|| find(&written.channels, name))
-                {
-                    Some(id) => *id,
-                    None => {
-                        let id = intern_channel(tx, name, unit)?;
-                        written.channels.push((name.to_owned(), id));
-                        id
-                    }
-                },
+            let known = recent.find(entry);
+            let channel = match (known, entry.channel()) {
+                (Some(id), _) => id,
+                (None, None) => 0,
+                (None, Some((name, unit))) => {
+                    let id = match self.channels.get(name).or_else(|| find(&written.channels, name)) {
+                        Some(id) => *id,
+                        None => {
+                            let id = intern_channel(tx, name, unit)?;
+                            written.channels.push((name.to_owned(), id));
+                            id
+                        }
+                    };
+                    recent.note(entry, id);
+                    id
+                }
             };
             let seq = written.last.next();
             written.last = seq;
@@ -501,7 +507,7 @@ impl Store {
             let (wall, clock) = wall_columns(stamp);
             let row = entry.row(channel);
             let mono = stamp.monotonic_ns as i64;
-            let insert = match entry.class() {
+            let rows = match entry.class() {
                 Class::Telemetry => {
                     written.weight += entry.weight();
                     let value = match entry {
@@ -518,17 +524,7 @@ impl Store {
                     &mut alarm
                 }
             };
-            insert.execute(params![
-                seq.0 as i64,
-                row.kind,
-                row.channel,
-                self.boot,
-                mono,
-                wall,
-                clock,
-                row.quality,
-                row.value
-            ])?;
+            rows.push(Line { seq, mono, wall, clock, row })?;
             if let Entry::Gap { gap, .. } = entry {
                 tx.prepare_cached("INSERT INTO gap (wall, json) VALUES (?, ?)")?
                     .execute(params![wall, serde_json::to_string(gap).unwrap_or_default()])?;
@@ -537,7 +533,8 @@ impl Store {
                 written.gaps.push((wall, gap.clone()));
             }
         }
-        Ok(())
+        telemetry.flush()?;
+        alarm.flush()
     }
 
     /// Takes over into memory what a transaction has committed.

@@ -112,6 +112,7 @@ pub(super) fn run(
         store,
         options: options.clone(),
         batch: Batch::default(),
+        spent: Batch::default(),
         waiting: Vec::new(),
         lost: HashMap::new(),
         refusing: None,
@@ -134,6 +135,8 @@ pub(super) fn run(
         committed.send_replace(writer.store.committed());
         // Last: who is answered sees the state that the answer speaks of.
         answer(waiting, done);
+        // Nobody waits for the memory.
+        writer.spent = Batch::default();
         if let Some(reply) = close {
             writer.note_wear();
             let note = writer.wear_note.take().map(|note| (WEAR.to_owned(), note));
@@ -169,6 +172,8 @@ struct Writer {
     /// What of that is to be kept with the next commit.
     wear_note: Option<Vec<u8>>,
     batch: Batch,
+    /// What the last commit has written.
+    spent: Batch,
     waiting: Vec<Waiting>,
     /// Entries that could not be written, by reason; recorded as gaps with the next commit that works.
     lost: HashMap<&'static str, (GapReason, u64)>,
@@ -361,7 +366,7 @@ impl Writer {
                 if self.short_since.is_some_and(|since| since.elapsed() > RESERVE_INTERVAL) {
                     self.reserve();
                 }
-                self.batch = Batch::default();
+                self.spent = std::mem::take(&mut self.batch);
                 Ok(done)
             }
             Err(error) => Err(self.refuse(&error)),
@@ -462,6 +467,7 @@ impl Writer {
             error!("the spool cannot write, entries are lost until it can: {text}");
         }
         let reason = if error.is_full() { GapReason::DiskFull } else { GapReason::Damage };
+        self.store.force_nothing();
         self.note_lost(reason, self.batch.entries.len() as u64);
         let refused = std::mem::take(&mut self.batch);
         // Whoever stored a state was told that it failed, and what goes with it must not stand without it.
