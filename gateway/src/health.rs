@@ -170,7 +170,7 @@ fn spool_json(gateway: &Gateway, stats: &Stats) -> Json {
         "first_seq": stats.first_seq, "last_seq": stats.last_seq, "epoch": format!("{:014x}", stats.epoch),
         "gaps": gaps, "written_today_bytes": stats.written_today, "commits": stats.commits, "appended": stats.appended,
         "appended_per_s": gateway.appended_per_s(),
-        "refusing": stats.refusing,
+        "refusing": stats.refusing, "is_salvaging": stats.is_salvaging,
         "alarm_bytes": stats.alarm_bytes, "interval_s": stats.interval.as_secs_f64(),
         "rpo_s": gateway.config().spool.rpo.0.as_secs_f64(), "wear_budget_bytes": stats.wear_budget,
         "bytes_per_commit": stats.bytes_per_commit, "is_over_budget": stats.is_over_budget,

@@ -26,7 +26,7 @@ pub(crate) fn run(rounds: usize, report: &mut Report) {
 }
 
 /// Whether a subscriber is shown a reading: a retained value of the simulated chip.
-fn first_reading(gateway: &Tidegate) -> Option<()> {
+pub(crate) fn first_reading(gateway: &Tidegate) -> Option<()> {
     let mut client = MqttClient::connect(gateway.mqtt(), "first").ok()?;
     client.subscribe("tidegate/+/cellar/temperature", 0).ok()?;
     let message = client.read(Duration::from_secs(5)).ok()??;

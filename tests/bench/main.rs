@@ -8,6 +8,7 @@ mod coap;
 mod drain;
 mod footprint;
 mod load;
+mod mend;
 mod mqtt;
 mod report;
 mod spool;
@@ -53,12 +54,13 @@ fn usage(problem: &str) -> ExitCode {
 type Bench = fn(usize, &mut Report);
 
 /// All of them, in the order they run.
-const BENCHES: [(&str, Bench); 7] = [
+const BENCHES: [(&str, Bench); 8] = [
     ("fan-in", mqtt::fan_in),
     ("fan-out", mqtt::fan_out),
     ("coap", coap::run),
     ("spool", spool::run),
     ("drain", drain::run),
     ("wire", drain::wire),
+    ("mend", mend::run),
     ("footprint", footprint::run),
 ];
