@@ -28,7 +28,9 @@ pub fn mutated(name: &str, corpus: Vec<Vec<u8>>, mut run: impl FnMut(&[u8])) {
         assert!(begun.elapsed() < LIMIT, "{name}: an input takes {:?}", begun.elapsed());
         drop(told);
     };
-    corpus.iter().for_each(|input| trial(input));
+    for input in &corpus {
+        trial(input);
+    }
     let mut mutator = Mutator::new(rng.bits(), corpus);
     let (begun, mut count) = (Instant::now(), 0u64);
     while begun.elapsed() < length {

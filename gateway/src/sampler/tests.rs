@@ -4,6 +4,7 @@ use tokio_serial::{SerialPort, SerialStream};
 use toml::de::DeTable;
 
 use super::*;
+use crate::reading::ChannelId;
 
 /// Long enough on a busy machine; nothing here waits that long when all is well.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -196,7 +197,7 @@ async fn a_chip_that_is_unplugged_goes_bad_once_and_comes_back() {
         })
         .await;
     bad.sort_unstable_by(|a, b| a.as_str().cmp(b.as_str()));
-    let ids: Vec<&str> = bad.iter().map(|id| id.as_str()).collect();
+    let ids: Vec<&str> = bad.iter().map(ChannelId::as_str).collect();
     assert_eq!(ids, ["attic/humidity", "attic/pressure", "attic/temperature"], "each channel says so once");
     assert!(world.reading_of("attic/temperature").await.quality.is_good());
 }
