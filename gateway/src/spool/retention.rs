@@ -91,6 +91,9 @@ impl Store {
     /// full: were it made to drop anything beforehand, that would be lost to a disk that has room again.
     pub(super) fn force_nothing(&mut self) {
         self.tending.forced = 0;
+        if let Err(error) = self.allow_pages(0) {
+            log::warn!("the spool's limit stays lifted: {error}");
+        }
     }
 
     /// Begins a new partition when the last is full, and drops what nobody needs or what has to make room.
