@@ -285,7 +285,9 @@ impl RawFile {
         let Self { file, at, bytes, load, done } = self;
         feed(done, load.batch, count, |rows| {
             bytes.clear();
-            rows.iter().for_each(|row| bytes.extend_from_slice(&row.record()));
+            for row in rows {
+                bytes.extend_from_slice(&row.record());
+            }
             file.write_all_at(bytes, *at).expect("there is room");
             file.sync_data().expect("the disk takes it");
             *at += bytes.len() as u64;

@@ -258,8 +258,8 @@ impl Others {
         let thread = thread::spawn(move || {
             let piece = vec![0x5A; 64 << 10];
             while !is_over.load(Ordering::Relaxed) {
-                match out.write(&piece) {
-                    Ok(_) => {}
+                match out.write_all(&piece) {
+                    Ok(()) => {}
                     Err(error) => {
                         assert_eq!(error.kind(), std::io::ErrorKind::StorageFull, "{error}");
                         refused.fetch_add(1, Ordering::Relaxed);

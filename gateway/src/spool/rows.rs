@@ -165,7 +165,7 @@ impl Recent {
 
     fn slot(address: usize) -> usize {
         // What is allocated differs above its alignment.
-        (address / 16 ^ address / 1024) % 64
+        ((address / 16) ^ (address / 1024)) % 64
     }
 }
 
