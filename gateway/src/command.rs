@@ -64,8 +64,6 @@ pub struct Remote<'a> {
     /// When the message expires, in nanoseconds since 1970, where the protocol says so; the earlier of this and the
     /// payload's counts.
     pub expires_ns: Option<i64>,
-    /// The protocol vouches that it has waited nowhere.
-    pub is_fresh: bool,
 }
 
 /// Takes commands and says how they went. Cloned into every listener and uplink.
@@ -124,7 +122,7 @@ impl Desk {
 
     /// Carries out what came down an uplink, and gives the outcome as JSON.
     ///
-    /// Unless it is fresh it needs an id and an expiry: brokers keep messages while a gateway is away and may hand them
+    /// It needs an id and an expiry: brokers keep messages while a gateway is away and may hand them
     /// out twice, and without both nobody could tell a stale or a second one.
     pub async fn carry_out_remote(&self, remote: Remote<'_>) -> Json {
         let source = format!("uplink {}", remote.uplink);
@@ -140,8 +138,8 @@ impl Desk {
             (Some(a), Some(b)) => Some(a.min(b)),
             (a, b) => a.or(b),
         };
-        if !remote.is_fresh && (id.is_none() || expires_ns.is_none()) {
-            let why = "a command that may have waited somewhere needs an id and an expiry";
+        if id.is_none() || expires_ns.is_none() {
+            let why = "a command from beyond the LAN needs an id and an expiry";
             return self.refusal(&source, Some(&channel), id, why);
         }
         let (format, value) = (Format::Text, order.value);

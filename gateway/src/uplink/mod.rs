@@ -191,19 +191,7 @@ impl Commands {
         expires_ns: Option<i64>,
     ) -> serde_json::Value {
         let uplink = &self.uplink;
-        self.desk.carry_out_remote(Remote { uplink, path, payload, id, expires_ns, is_fresh: false }).await
-    }
-
-    /// The same for what cannot have waited: the peer hands it on at once or not at all.
-    pub async fn carry_out_fresh(
-        &self,
-        path: &str,
-        payload: &[u8],
-        id: Option<String>,
-        expires_ns: Option<i64>,
-    ) -> serde_json::Value {
-        let uplink = &self.uplink;
-        self.desk.carry_out_remote(Remote { uplink, path, payload, id, expires_ns, is_fresh: true }).await
+        self.desk.carry_out_remote(Remote { uplink, path, payload, id, expires_ns }).await
     }
 }
 

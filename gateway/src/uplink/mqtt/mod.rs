@@ -625,7 +625,7 @@ impl Connection<'_> {
         mqtt.under_way.push(Box::pin(async move {
             let Asked { channel, value, id, expires, reply } = asked;
             let expires_ns = expires.and_then(|expires| i64::try_from(expires.as_nanosecond()).ok());
-            let outcome = commands.carry_out_fresh(&channel, &value, id, expires_ns).await;
+            let outcome = commands.carry_out(&channel, &value, id, expires_ns).await;
             Answered { token, message: reply.and_then(|reply| reply.message(outcome)) }
         }));
     }
