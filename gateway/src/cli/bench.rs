@@ -27,6 +27,9 @@ pub struct Load {
     /// Entries before those
     #[arg(long, default_value_t = 0)]
     warm_up: usize,
+    /// Bytes of text that each reading is, instead of a number
+    #[arg(long)]
+    text: Option<usize>,
     /// Channels that the entries are of, in turn
     #[arg(long, default_value_t = 12)]
     channels: usize,
@@ -93,10 +96,14 @@ async fn append(
     let mut done = 0;
     while done < count {
         let size = load.batch.clamp(1, count - done);
+        let value = |n: usize| match load.text {
+            Some(length) => Value::Text("t".repeat(length)),
+            None => Value::Number(n as f64 / 8.0),
+        };
         let entries = (done..done + size).map(|n| {
             Entry::Reading(Reading {
                 channel: channels[n % channels.len()].clone(),
-                value: Some(Value::Number(n as f64 / 8.0)),
+                value: Some(value(n)),
                 quality: Quality::Good,
                 stamp: clock.stamp(),
             })
