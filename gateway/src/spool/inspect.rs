@@ -2,7 +2,7 @@
 //! connection of its own, beside a running gateway as well as without one: a check of everything takes its time, and
 //! holds up neither writer nor forwarders.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use rusqlite::params;
 
@@ -10,10 +10,11 @@ use super::entry::Class;
 use super::progress::{Progress, merged};
 use super::reader::{Range, Reader};
 use super::store::StoreError;
-use super::{Body, Gap, Hole, Seq, Stored, store_path};
+use super::{Body, Gap, Hole, Seq, Stored, salvage, store_path};
 
 /// The files of a state directory, opened for reading.
 pub struct Inspector {
+    path: PathBuf,
     reader: Reader,
 }
 
@@ -57,7 +58,8 @@ impl Inspector {
     /// # Errors
     /// There is none, or it cannot be read.
     pub fn open(directory: &Path) -> Result<Self, StoreError> {
-        Ok(Self { reader: Reader::open(&store_path(directory))? })
+        let path = store_path(directory);
+        Ok(Self { reader: Reader::open(&path)?, path })
     }
 
     /// The random number made with the store.
@@ -183,6 +185,21 @@ impl Inspector {
     /// Checks everything: the database's structures, that every row reads, and that no place is missing between the
     /// oldest telemetry and the newest entry without a gap that says so.
     pub fn check(&mut self) -> Result<Check, StoreError> {
+        match self.check_all() {
+            Err(error) if error.is_damage() => {
+                let mut integrity = vec![error.to_string()];
+                integrity.extend(salvage::damaged_pages(&self.path, MAX_PAGES).into_iter().map(|page| {
+                    format!(
+                        "page {page} is damaged: a start of the gateway takes over what stands on the others"
+                    )
+                }));
+                Ok(Check { integrity, ..Check::default() })
+            }
+            checked => checked,
+        }
+    }
+
+    fn check_all(&mut self) -> Result<Check, StoreError> {
         let mut integrity: Vec<String> = self
             .reader
             .db
@@ -264,6 +281,8 @@ fn places(gap: &Gap) -> Option<std::ops::RangeInclusive<u64>> {
 const AT_ONCE: usize = 1000;
 /// Holes that are named.
 const MAX_HOLES: usize = 100;
+/// Damaged pages that are named.
+const MAX_PAGES: usize = 20;
 
 #[cfg(test)]
 mod tests {

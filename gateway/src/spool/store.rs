@@ -76,7 +76,7 @@ pub enum StoreError {
     #[error("{}: another tidegate is using this state directory", .0.display())]
     Locked(PathBuf),
     /// SQLite.
-    #[error("{0}")]
+    #[error("{}", plain(.0))]
     Sqlite(#[from] rusqlite::Error),
     /// The size is reached, and nothing may be dropped.
     #[error("the spool has reached its size, and nothing of it may be dropped (when_full = \"refuse\")")]
@@ -727,6 +727,16 @@ impl Store {
         let pages = ((self.options.max_size / PAGE as u64).max(64) + more) as i64;
         self.db.query_row(&format!("PRAGMA max_page_count = {pages}"), [], |_| Ok(()))?;
         Ok(())
+    }
+}
+
+/// What SQLite says, in words a person understands where it says a number.
+fn plain(error: &rusqlite::Error) -> String {
+    match error {
+        rusqlite::Error::SqliteFailure(error, _) if error.extended_code == ffi::SQLITE_IOERR_DATA => {
+            "a page of the database is not what was written to it".into()
+        }
+        error => error.to_string(),
     }
 }
 

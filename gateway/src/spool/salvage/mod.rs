@@ -639,6 +639,18 @@ fn without(range: &RangeInclusive<u64>, covered: &[RangeInclusive<u64>]) -> Vec<
     left
 }
 
+/// The numbers of pages of the database at `path` that are not what was written to them, at most `limit`.
+pub(super) fn damaged_pages(path: &Path, limit: usize) -> Vec<u64> {
+    let remains = Remains::open(path);
+    let Some(image) = &remains.image else { return Vec::new() };
+    let mut page = [0; PAGE];
+    let numbers = (0..image.count()).map(|at| image.number(at));
+    numbers
+        .filter(|number| !remains.free.contains(number) && !image.read(*number, &mut page))
+        .take(limit)
+        .collect()
+}
+
 /// Writes down that the store that is now, or will be, at `kept_as` has to be taken over.
 pub(super) fn mark(directory: &Path, kept_as: &Path) -> io::Result<()> {
     let name = kept_as.file_name().unwrap_or_default();
