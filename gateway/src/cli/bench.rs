@@ -97,7 +97,7 @@ async fn append(
     while done < count {
         let size = load.batch.clamp(1, count - done);
         let value = |n: usize| match load.text {
-            Some(length) => Value::Text("t".repeat(length)),
+            Some(length) => Value::Text("t".repeat(length).into()),
             None => Value::Number(n as f64 / 8.0),
         };
         let entries = (done..done + size).map(|n| {
