@@ -165,7 +165,8 @@ fn kill_9_on_either_side_of_the_act_carries_no_command_out_twice() {
         let reported = wait_until(10 * SECOND, || outcomes(&gateway, &id).pop());
         let reported = reported.unwrap_or_else(|| panic!("flush {flush}: no outcome of {id}"));
         let state = reported["state"].as_str().unwrap().to_owned();
-        assert!(state == "unknown" || was_on, "flush {flush}: {reported}");
+        // An outcome that was being flushed is there after a kill, and the LAN may not have been shown the change yet.
+        assert!(state == "unknown" || was_on || flush > 1, "flush {flush}: {reported}");
         let before = rises(&states(&gateway));
         for _ in 0..3 {
             let again = set(&gateway, "on", &id);

@@ -118,8 +118,11 @@ impl Reader {
     /// Up to `limit` entries of both classes behind `after`, in order. What no longer reads as an entry is passed over.
     pub(super) fn after(&mut self, after: Seq, limit: usize) -> Result<Vec<Stored>, StoreError> {
         let range = Range { after, until: LAST, limit };
-        let mut entries = self.range(Class::Alarm, range)?;
-        entries.extend(self.range(Class::Telemetry, range)?);
+        self.learn()?;
+        // One view of both: an alarm that comes in between would be passed over.
+        let tx = self.db.unchecked_transaction()?;
+        let mut entries = self.rows(&tx, Class::Alarm, range)?;
+        entries.extend(self.rows(&tx, Class::Telemetry, range)?);
         entries.sort_by_key(|entry| entry.seq);
         entries.truncate(limit);
         Ok(entries)
@@ -128,11 +131,14 @@ impl Reader {
     /// Entries of one class, in order. What no longer reads as an entry is passed over.
     pub(super) fn range(&mut self, class: Class, range: Range) -> Result<Vec<Stored>, StoreError> {
         self.learn()?;
-        let tx = self.db.unchecked_transaction()?;
+        self.rows(&self.db.unchecked_transaction()?, class, range)
+    }
+
+    fn rows(&self, tx: &Connection, class: Class, range: Range) -> Result<Vec<Stored>, StoreError> {
         let (after, until) = (range.after.0 as i64, range.until.min(LAST).0 as i64);
         let tables: Vec<String> = match class {
             Class::Alarm => vec!["alarm".into()],
-            Class::Telemetry => partitions(&tx)?
+            Class::Telemetry => partitions(tx)?
                 .into_iter()
                 .filter(|part| part.first <= until && part.end.is_none_or(|end| end > after + 1))
                 .map(|part| format!("r_{}", part.id))
