@@ -131,7 +131,8 @@ impl Reader {
     /// Entries of one class, in order. What no longer reads as an entry is passed over.
     pub(super) fn range(&mut self, class: Class, range: Range) -> Result<Vec<Stored>, StoreError> {
         self.learn()?;
-        self.rows(&self.db.unchecked_transaction()?, class, range)
+        let tx = self.db.unchecked_transaction()?;
+        self.rows(&tx, class, range)
     }
 
     fn rows(&self, tx: &Connection, class: Class, range: Range) -> Result<Vec<Stored>, StoreError> {
