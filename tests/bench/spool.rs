@@ -50,9 +50,9 @@ struct Load {
 fn rates(rounds: usize, report: &mut Report) {
     for load in [
         Load { batch: 10, text: 0, warm_up: 10_000, count: 10_000 },
-        Load { batch: 100, text: 0, warm_up: 40_000, count: 100_000 },
+        Load { batch: 100, text: 0, warm_up: 40_000, count: 300_000 },
         Load { batch: 1000, text: 0, warm_up: 100_000, count: 400_000 },
-        Load { batch: 100, text: TEXT, warm_up: 40_000, count: 60_000 },
+        Load { batch: 100, text: TEXT, warm_up: 40_000, count: 200_000 },
         Load { batch: 1000, text: TEXT, warm_up: 40_000, count: 200_000 },
     ] {
         let mut rates: [Vec<f64>; 3] = Default::default();
@@ -120,7 +120,7 @@ fn wear(rounds: usize, report: &mut Report) {
 fn wear_of_each(load: Load) -> Result<[f64; 6], String> {
     let spool = |options: &[&str]| -> Result<(f64, f64), String> {
         let disk = LoopDisk::new(DISK_MEGABYTES)?;
-        let small = ["--max-size", "64"];
+        let small = ["--max-size", "128"];
         let mut spool = Spool::start(disk.root(), load, &[&small, options].concat());
         let before = disk.wear();
         let figures = spool.measure();

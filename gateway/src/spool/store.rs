@@ -765,9 +765,10 @@ fn check_log(db: &Connection, beyond: Beyond, boot: BootId) -> Result<(), StoreE
     Ok(())
 }
 
-/// Pages in the log before it is written back: a thousand, and less where the whole store is small.
+/// Pages in the log before it is written back: two thousand, and less where the whole store is small. Writing back costs
+/// flushes of its own, which is much where commits are large.
 fn log_frames(max_size: u64) -> u64 {
-    (max_size / 16 / PAGE as u64).clamp(64, 1000)
+    (max_size / 16 / PAGE as u64).clamp(64, 2000)
 }
 
 /// A header, and frames with headers of their own; a tenth more, because it is only looked at after a commit.
