@@ -240,7 +240,6 @@ impl Remains {
             (None, None) => random_base(),
         };
         self.newest = last.map_or(self.newest, |last| Some(last.0));
-        self.taken_rows = self.rows.len();
         Beginning { base, epoch: epoch.or(found), partition: Some(OWN_PARTITIONS), rows: self.rows.clone() }
     }
 
@@ -315,7 +314,8 @@ impl Store {
             let sql = format!("SELECT coalesce(max(seq), 0) FROM r_{}", newest.id);
             remains.taken_to = self.db.query_row(&sql, [], |row| row.get(0))?;
         }
-        remains.names = Names::learn(&self.db, &remains.rows)?;
+        // A store that an earlier start made knows only what was found by then.
+        remains.taken_rows = 0;
         self.remains = Some(Box::new(remains));
         Ok(())
     }
@@ -501,6 +501,10 @@ pub(super) fn insert_rows(db: &Connection, rows: &[(Table, Record)]) -> Result<(
         }
         if *table == Table::Clock {
             replace(&mut fields[1], &names.boots);
+            // Its boot may be found later, and it with that.
+            if fields[1] == Value::Integer(0) {
+                continue;
+            }
         }
         db.prepare_cached(&sql)?.execute(params_from_iter(fields))?;
     }
