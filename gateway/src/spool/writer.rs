@@ -363,14 +363,15 @@ impl Writer {
             return None;
         }
         let mut result = self.write();
-        if matches!(result, Err(StoreError::Quota)) {
-            self.refuse_telemetry();
-            result = self.write();
-        }
         for attempt in 0..MAX_RESCUES {
             match &result {
+                // Once: what is left has room of its own. It may come after the disk was found full.
+                Err(StoreError::Quota) if self.batch.has_telemetry() => {
+                    self.refuse_telemetry();
+                    result = self.write();
+                }
                 Err(error) if error.is_full() => {
-                    self.make_room(1 << (2 * attempt));
+                    self.make_room(1 << (2 * attempt.min(2)));
                     result = self.write();
                 }
                 Err(error) if error.is_damage() => {
@@ -628,4 +629,4 @@ const WEAR: &str = "spool/wear";
 /// How old the shown size may be.
 const STATS_INTERVAL: Duration = Duration::from_millis(100);
 /// Tries per commit to free room or to begin anew.
-const MAX_RESCUES: u32 = 3;
+const MAX_RESCUES: u32 = 4;
