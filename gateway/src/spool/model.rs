@@ -10,12 +10,13 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs;
-use std::path::PathBuf;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use drivers::{ChannelSpec, Quality, Value};
 use proptest::prelude::*;
+use proptest::test_runner::RngSeed;
 use tempfile::TempDir;
 
 use super::*;
@@ -200,6 +201,11 @@ impl Run {
                 self.model.settle();
             }
             Step::Reconfigure(limits) => {
+                // What was offered may be committed, and refused, before or after it.
+                if [&self.model.limits, limits].iter().any(|limits| limits.when_full == WhenFull::Refuse) {
+                    let offered = std::mem::take(&mut self.model.offered);
+                    self.model.loose.extend(offered);
+                }
                 self.spool().reconfigure(limits.options()).await.unwrap();
                 self.model.limits = limits.clone();
             }
@@ -289,10 +295,7 @@ impl Run {
         self.spool().note_progress(name, progress.clone(), false).await.unwrap();
         self.model.tell(name, progress);
         let after = scratch();
-        for file in fs::read_dir(self.directory.path()).unwrap() {
-            let path: PathBuf = file.unwrap().path();
-            fs::copy(&path, after.path().join(path.file_name().unwrap())).unwrap();
-        }
+        copy_at_one_moment(self.directory.path(), after.path());
         self.spool.take().unwrap().close().await;
         self.directory = after;
         self.spool = Some(open(&self.directory, &self.model.limits).await);
@@ -427,12 +430,16 @@ impl Run {
         if !unseen.is_empty() && !before.names().is_empty() {
             let named: u64 =
                 new_gaps.iter().filter(|gap| gap.from_seq.is_some()).filter_map(|gap| gap.count).sum();
-            assert!(named >= unseen.len() as u64, "accepted, and not there: {unseen:?}");
+            assert!(named >= unseen.len() as u64, "accepted, and not there: {unseen:?}; told: {new_gaps:?}");
         }
         model.has_left |= !unseen.is_empty();
         assert!(unseen.values().all(Option::is_none), "answered for, and not there: {unseen:?}");
-        let committed = self.spool().committed().borrow().clone();
-        assert!(all.last().is_none_or(|last| last.seq <= committed.last), "{committed:?}");
+        // Readers may see a commit a moment before it is announced.
+        let mut committed = self.spool().committed();
+        let last = all.last().map_or(Seq(0), |last| last.seq);
+        let announced = committed.wait_for(|committed| committed.last >= last);
+        let committed =
+            tokio::time::timeout(Duration::from_secs(20), announced).await.expect("it is announced").unwrap();
         self.model.last = self.model.last.max(committed.last.0);
     }
 
@@ -732,14 +739,38 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
+/// Copies a store that is being written to as it stands at one moment: again until the database, which is only written
+/// at a checkpoint, is the same before and after its log was read. The log's index is left out: it would be of another
+/// moment.
+fn copy_at_one_moment(from: &Path, to: &Path) {
+    let read = |name: &str| fs::read(from.join(name)).ok();
+    loop {
+        let files = [("spool.db", read("spool.db")), ("spool.db-wal", read("spool.db-wal"))];
+        if read("spool.db") == files[0].1 {
+            for (name, content) in files {
+                fs::write(to.join(name), content.unwrap_or_default()).unwrap();
+            }
+            return;
+        }
+    }
+}
+
 const UPLINKS: [&str; 2] = ["a", "b"];
 const SMALLEST: u64 = 700_000;
 /// Half of a sixteenth of the smallest size: gaps take their part of it too.
 const ALARM_BYTES: usize = SMALLEST as usize / 32;
 const HOUR_NS: i64 = 3_600_000_000_000;
 
+/// The same cases every time; `PROPTEST_RNG_SEED` asks for others.
+fn rng_seed() -> RngSeed {
+    match std::env::var("PROPTEST_RNG_SEED").ok().and_then(|seed| seed.parse().ok()) {
+        Some(seed) => RngSeed::Fixed(seed),
+        None => RngSeed::Fixed(1),
+    }
+}
+
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 40, max_shrink_iters: 400, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 40, max_shrink_iters: 400, rng_seed: rng_seed(), ..ProptestConfig::default() })]
 
     #[test]
     fn whatever_is_done_to_it_the_spool_holds_what_the_model_says(
