@@ -125,6 +125,8 @@ pub(super) struct Store {
     pub(super) partitions: Vec<Partition>,
     pub(super) alarms: Alarms,
     base: Seq,
+    /// Bytes that the log has at least, from when it was opened until it is closed.
+    log_length: u64,
     /// What is still to be taken over from a damaged store.
     pub(super) remains: Option<Box<Remains>>,
     channels: HashMap<String, i64>,
@@ -242,7 +244,8 @@ impl Store {
         db.pragma_update(None, "journal_mode", "WAL")?;
         let frames = log_frames(options.max_size);
         db.pragma_update(None, "wal_autocheckpoint", frames as i64)?;
-        db.pragma_update(None, "journal_size_limit", log_length(frames) as i64)?;
+        let log_length = log_length(frames);
+        db.pragma_update(None, "journal_size_limit", log_length as i64)?;
         db.pragma_update(None, "cache_size", -1024)?;
         db.pragma_update(None, "temp_store", "MEMORY")?;
         db.set_prepared_statement_cache_capacity(64);
@@ -253,7 +256,9 @@ impl Store {
         if format == 0 {
             schema::create(&db, beginning)?;
         } else {
-            check_log(&db, beyond, clock.boot())?;
+            let noted = check_log(&db, beyond, clock.boot())?;
+            // It must not become shorter than what is noted before something else is.
+            db.pragma_update(None, "journal_size_limit", log_length.max(noted) as i64)?;
             if db.query_row("PRAGMA page_count", [], |row| row.get::<_, i64>(0))? < QUICK_CHECK_PAGES {
                 let verdict: String = db.query_row("PRAGMA quick_check(1)", [], |row| row.get(0))?;
                 if verdict != "ok" {
@@ -274,6 +279,7 @@ impl Store {
             boot,
             epoch,
             base: Seq(base),
+            log_length,
             remains: None,
             options: options.clone(),
             last: Seq(base),
@@ -579,12 +585,12 @@ impl Store {
     pub(super) fn grow_log(&mut self) -> Result<(), StoreError> {
         let mut log = store_path(&self.directory).into_os_string();
         log.push("-wal");
-        let length = log_length(log_frames(self.options.max_size));
-        wear::grow_log(Path::new(&log), length)
+        wear::grow_log(Path::new(&log), self.log_length)
             .map_err(|error| StoreError::Directory { path: log.into(), error })?;
-        if self.blob(GROWN)?.as_deref() != Some(&length.to_be_bytes()) {
-            self.note_log(length)?;
+        if self.blob(GROWN)?.as_deref() != Some(&self.log_length.to_be_bytes()) {
+            self.note_log(self.log_length)?;
             self.reuse_log()?;
+            self.db.pragma_update(None, "journal_size_limit", self.log_length as i64)?;
         }
         Ok(())
     }
@@ -745,7 +751,9 @@ fn plain(error: &rusqlite::Error) -> String {
 /// SQLite takes the first frame that is not whole for the log's end: right after a power cut in the middle of a commit,
 /// which promised nothing, and wrong where whole commits follow. One may follow after a power cut, the last, whose
 /// frames reach the disk in any order; more cannot, each being flushed before the next begins.
-fn check_log(db: &Connection, beyond: Beyond, boot: BootId) -> Result<(), StoreError> {
+///
+/// The length that is noted of it, 0 for none.
+fn check_log(db: &Connection, beyond: Beyond, boot: BootId) -> Result<u64, StoreError> {
     let written_by: Option<Vec<u8>> =
         db.query_row("SELECT uuid FROM boot ORDER BY id DESC LIMIT 1", [], |row| row.get(0)).optional()?;
     let is_same_boot = written_by.as_deref() == Some(&boot.0.to_be_bytes());
@@ -759,10 +767,11 @@ fn check_log(db: &Connection, beyond: Beyond, boot: BootId) -> Result<(), StoreE
         None
     };
     let grown = grown.and_then(|bytes| bytes.first_chunk().map(|bytes| u64::from_be_bytes(*bytes)));
-    if grown.is_some_and(|grown| beyond.length < grown) {
+    let grown = grown.unwrap_or_default();
+    if beyond.length < grown {
         return Err(damaged("the log is shorter than it was"));
     }
-    Ok(())
+    Ok(grown)
 }
 
 /// Pages in the log before it is written back: two thousand, and less where the whole store is small. Writing back costs

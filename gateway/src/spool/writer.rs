@@ -151,6 +151,10 @@ pub(super) fn run(
             // The log is removed with the last connection.
             if let Err(error) = writer.store.note_log(0).and_then(|()| writer.store.checkpoint()) {
                 warn!("the spool's log stays behind: {error}");
+                // Closing would remove it all the same.
+                if let Err(error) = writer.store.let_go() {
+                    warn!("the spool's log cannot be kept: {error}");
+                }
             }
             if let Some(reply) = reply {
                 let _ = reply.send(());
