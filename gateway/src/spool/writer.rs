@@ -121,6 +121,9 @@ pub(super) fn run(
         short_since: None,
     };
     writer.reserve();
+    // That was a commit, which may have made room and told of it.
+    writer.show(stats, true);
+    committed.send_replace(writer.store.committed());
     let mut looked_at: Option<Instant> = None;
     loop {
         let close = runtime.block_on(writer.gather(&mut jobs));
