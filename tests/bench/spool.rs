@@ -120,7 +120,8 @@ fn wear(rounds: usize, report: &mut Report) {
 fn wear_of_each(load: Load) -> Result<[f64; 6], String> {
     let spool = |options: &[&str]| -> Result<(f64, f64), String> {
         let disk = LoopDisk::new(DISK_MEGABYTES)?;
-        let small = ["--max-size", "128"];
+        // Small enough that some is dropped, and for large commits large enough for the log of a store of any size.
+        let small = ["--max-size", if load.text > 0 { "128" } else { "64" }];
         let mut spool = Spool::start(disk.root(), load, &[&small, options].concat());
         let before = disk.wear();
         let figures = spool.measure();
