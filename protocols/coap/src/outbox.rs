@@ -30,8 +30,12 @@ impl Outbox {
         if self.bytes.len() >= self.limit {
             return false;
         }
+        let before = self.bytes.len();
         write(&mut self.bytes);
-        self.queue.push_back((peer, self.bytes.len()));
+        // Nothing to say is no datagram.
+        if self.bytes.len() > before {
+            self.queue.push_back((peer, self.bytes.len()));
+        }
         true
     }
 

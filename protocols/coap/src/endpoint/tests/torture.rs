@@ -64,6 +64,15 @@ fn nearly() -> impl Strategy<Value = Vec<u8>> {
     )
 }
 
+#[test]
+fn a_confirmable_message_with_the_id_of_one_that_wanted_no_answer_gets_no_empty_datagram() {
+    let mut bench = Bench::with(small());
+    // A POST without an answer (No-Response, RFC 7967), then another with its id.
+    bench.tell(peer(2), &[0x50, 2, 0, 1, 0xD1, 245, 136]);
+    bench.tell(peer(2), &[0x40, 2, 0, 1]);
+    bench.said();
+}
+
 proptest! {
     #[test]
     fn whatever_comes_state_stays_within_its_bounds_and_everything_sent_is_a_message(
