@@ -151,7 +151,7 @@ pub enum SpoolError {
 }
 
 impl Spool {
-    /// Opens the spool in `directory`, mending or quarantining what is damaged, and starts its threads.
+    /// Opens the spool in `directory`, taking over what a damaged one still holds, and starts its threads.
     ///
     /// # Errors
     /// The directory cannot be written, or another process holds the spool.
@@ -300,8 +300,8 @@ impl Spool {
         self.tell(|reply| writer::Job::SetMeta { key, value, reply }).await
     }
 
-    /// A random number made with the store's file: tells two stores of one gateway apart. Another one from then on
-    /// when a damaged store had to be set aside.
+    /// A random number made with the store's file: tells two stores of one gateway apart. A store that takes over what a
+    /// damaged one held keeps its number, as far as that could be read.
     pub fn epoch(&self) -> u64 {
         self.stats.lock().unwrap_or_else(PoisonError::into_inner).epoch
     }
