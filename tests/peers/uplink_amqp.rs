@@ -251,12 +251,12 @@ fn over_amqp_1_0_only_an_accepted_message_is_delivered() {
     for manner in ["reject", "release", "modify"] {
         let node = Node::start(manner);
         // One at a time: what is turned down comes again behind whatever was accepted meanwhile.
-        let keys = "type = \"amqp10\"\nnode = \"hub\"\nwindow = 1\n";
+        let keys = "type = \"amqp10\"\nnode = \"hub\"\nwindow = 1\nretry_within = \"1s\"\n";
         let gateway =
             Tidegate::builder().tables(&sensor("100ms")).tables(&uplink(node.port.address(), keys)).start();
-        wait_for_confirmed(&gateway, 20);
         // The first five were turned down, in as many connections as it took; each of them came again, in order.
-        let outcomes = node.events("outcome");
+        let outcomes = node.wait_for("outcome", 25);
+        wait_for_confirmed(&gateway, 20);
         let accepted: Vec<&str> = outcomes
             .iter()
             .filter(|outcome| outcome["outcome"] == "ACCEPTED")

@@ -144,7 +144,8 @@ async fn an_acknowledgement_waits_for_its_receipt_and_a_dropped_receipt_refuses(
 
 #[tokio::test]
 async fn idle_sockets_delay_nobody_and_are_closed_in_time() {
-    let limits = Limits { connect_timeout: Duration::from_millis(300), ..Limits::default() };
+    // Long enough for all of them to be there at once on a busy machine.
+    let limits = Limits { connect_timeout: Duration::from_secs(4), ..Limits::default() };
     let server = Server::new(limits, &[]);
     let mut idle = Vec::new();
     for turn in 0..200u8 {
@@ -152,9 +153,8 @@ async fn idle_sockets_delay_nobody_and_are_closed_in_time() {
         stream.write_all(&[0x10, 0x7f, 0, 4][..usize::from(turn % 5)]).await.unwrap();
         idle.push(stream);
     }
-    let start = Instant::now();
     server.client(named("good", Version::V5)).await;
-    assert!(start.elapsed() < Duration::from_secs(1), "{:?}", start.elapsed());
+    assert!(server.handle.status().await.unwrap().counters.connect_timeouts < 200, "served before they were gone");
     for mut stream in idle {
         let closed = timeout(PATIENCE, stream.read(&mut [0; 16])).await.expect("closed in time");
         assert!(matches!(closed, Ok(0) | Err(_)));
