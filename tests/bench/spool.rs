@@ -10,6 +10,10 @@
 //! reading's quality, and a number or 165 bytes of text. Making the rows is not measured. Each is warmed up first, so that the logs of both
 //! databases have the length that they keep.
 //!
+//! The spool is asked as the gateway's intake asks it: the next append is under way while the last one is answered, and
+//! what waits together is committed together. The lines that end in `alone` are of a caller who begins an append when
+//! the one before it is answered: two changes of thread a commit, which are as long as the flush of a fast disk.
+//!
 //! The promises stand beside rows of 200 bytes, and beside rows of 43 bytes where they are held by them. Of the smallest
 //! rows a raw file writes a thousand in the time that SQLite needs for a few hundred, flushed or not; and a commit that
 //! takes up pages which were dropped writes SQLite's list of them, a page each time, which is much of a small commit.
@@ -55,20 +59,25 @@ fn rates(rounds: usize, report: &mut Report) {
         Load { batch: 100, text: TEXT, warm_up: 40_000, count: 200_000 },
         Load { batch: 1000, text: TEXT, warm_up: 40_000, count: 200_000 },
     ] {
-        let mut rates: [Vec<f64>; 3] = Default::default();
+        let mut rates: [Vec<f64>; 4] = Default::default();
         for round in 0..rounds {
-            for turn in 0..3 {
-                let peer = (turn + round) % 3;
+            for turn in 0..rates.len() {
+                let peer = (turn + round) % rates.len();
                 let scratch = Scratch::new("spool-bench");
+                let ours = |under_way: &str| {
+                    let mut spool = Spool::start(&scratch, load, &["--under-way", under_way]);
+                    spool.measure()["seconds"].as_f64().expect("a number")
+                };
                 let spent = match peer {
-                    0 => Spool::start(&scratch, load, &[]).measure()["seconds"].as_f64().expect("a number"),
-                    1 => RawFile::create(&scratch, load).measure().as_secs_f64(),
+                    0 => ours("2"),
+                    1 => ours("1"),
+                    2 => RawFile::create(&scratch, load).measure().as_secs_f64(),
                     _ => Bare::create(&scratch, load).measure().as_secs_f64(),
                 };
                 rates[peer].push(load.count as f64 / spent);
             }
         }
-        let [ours, raw, bare] = rates;
+        let [ours, ours_alone, raw, bare] = rates;
         // A commit of ten is little but a flush and two changes of thread: it is shown, not promised.
         let (to_raw, to_bare) = match (load.batch, load.text) {
             (10, _) => (None, None),
@@ -76,8 +85,10 @@ fn rates(rounds: usize, report: &mut Report) {
             _ => (Some(Limit::AtLeast(0.45)), Some(Limit::AtLeast(0.9))),
         };
         let what = format!("spool append, {load}");
-        report.beside_within(what.clone(), "rows/s", ours.clone(), "raw file", raw, to_raw);
-        report.beside_within(what, "rows/s", ours, "bare SQLite", bare, to_bare);
+        report.beside_within(what.clone(), "rows/s", ours.clone(), "raw file", raw.clone(), to_raw);
+        report.beside_within(what.clone(), "rows/s", ours, "bare SQLite", bare.clone(), to_bare);
+        report.beside_within(format!("{what}, alone"), "rows/s", ours_alone.clone(), "raw file", raw, None);
+        report.beside_within(format!("{what}, alone"), "rows/s", ours_alone, "bare SQLite", bare, None);
     }
 }
 

@@ -1,6 +1,8 @@
 //! The spool alone, as fast as it goes: for the figures beside a raw file and bare SQLite.
 
+use std::collections::VecDeque;
 use std::io::{BufRead as _, stdin};
+use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -8,6 +10,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, anyhow};
 use clap::Args;
 use drivers::{ChannelSpec, Quality, Value};
+use futures_util::stream::{FuturesUnordered, StreamExt as _};
 use serde_json::json;
 
 use crate::clock::Clock;
@@ -19,7 +22,7 @@ use crate::spool::{Entry, Options, Progress, Seq, Spool, WhenFull};
 #[derive(Debug, Clone, Args)]
 pub struct Load {
     /// Entries per commit
-    #[arg(long, default_value_t = 100)]
+    #[arg(long, default_value = "100", value_parser = at_least_one)]
     batch: usize,
     /// Entries that are measured
     #[arg(long, default_value_t = 100_000)]
@@ -42,12 +45,15 @@ pub struct Load {
     /// What is confirmed is not kept
     #[arg(long)]
     forget: bool,
+    /// Appends that are begun before the first of them is answered
+    #[arg(long, default_value = "1", value_parser = at_least_one)]
+    under_way: usize,
     /// Say `warm` before measuring, and wait for a line before and after it
     #[arg(long)]
     attended: bool,
 }
 
-/// Appends a batch after the other and says how long it took, as a line of JSON. Making the entries is not measured.
+/// Appends batches and says how long it took, as a line of JSON. Making the entries is not measured.
 pub async fn spool(state: Option<&Path>, load: &Load, say: impl Fn(&str)) -> Result<()> {
     let state = paths::state_directory(state).map_err(|error| anyhow!(error))?;
     std::fs::create_dir_all(&state)?;
@@ -95,30 +101,39 @@ async fn append(
     let mut spent = Duration::ZERO;
     let mut done = 0;
     while done < count {
-        let size = load.batch.clamp(1, count - done);
-        let value = |n: usize| match load.text {
-            Some(length) => Value::Text("t".repeat(length).into()),
-            None => Value::Number(n as f64 / 8.0),
-        };
-        let entries = (done..done + size).map(|n| {
-            Entry::Reading(Reading {
-                channel: channels[n % channels.len()].clone(),
-                value: Some(value(n)),
-                quality: Quality::Good,
-                stamp: clock.stamp(),
-            })
-        });
-        let entries = entries.collect();
+        let some = done..count.min(done + load.batch * load.under_way * BATCHES);
+        let starts = some.clone().step_by(load.batch);
+        let mut batches: VecDeque<Vec<Entry>> = starts
+            .map(|start| make(clock, channels, load.text, start..some.end.min(start + load.batch)))
+            .collect();
+        done = some.end;
         let begun = Instant::now();
-        let places = spool.append(entries, true).await?;
-        spent += begun.elapsed();
-        done += size;
-        if load.confirm {
-            let last = Seq(places.end.0 - 1);
-            spool.note_progress(UPLINK, Progress::at(last), false).await?;
+        let mut under_way = FuturesUnordered::new();
+        while !batches.is_empty() || !under_way.is_empty() {
+            let free = load.under_way - under_way.len();
+            under_way.extend(batches.drain(..free.min(batches.len())).map(|batch| spool.append(batch, true)));
+            let Some(places) = under_way.next().await.transpose()? else { continue };
+            if load.confirm {
+                spool.note_progress(UPLINK, Progress::at(Seq(places.end.0 - 1)), false).await?;
+            }
         }
+        spent += begun.elapsed();
     }
     Ok(spent)
+}
+
+fn make(clock: Clock, channels: &[Arc<Channel>], text: Option<usize>, numbers: Range<usize>) -> Vec<Entry> {
+    let value = |n: usize| match text {
+        Some(length) => Value::Text("t".repeat(length).into()),
+        None => Value::Number(n as f64 / 8.0),
+    };
+    let reading = |n: usize| Reading {
+        channel: channels[n % channels.len()].clone(),
+        value: Some(value(n)),
+        quality: Quality::Good,
+        stamp: clock.stamp(),
+    };
+    numbers.map(|n| Entry::Reading(reading(n))).collect()
 }
 
 fn channel(number: usize) -> Result<Arc<Channel>> {
@@ -131,4 +146,10 @@ fn wait_for_line() {
     let _ = stdin().lock().read_line(&mut String::new());
 }
 
+fn at_least_one(text: &str) -> Result<usize, String> {
+    text.parse().ok().filter(|number| *number > 0).ok_or_else(|| "a number from 1 on".to_owned())
+}
+
 const UPLINK: &str = "none";
+/// Made ahead, for each that is under way.
+const BATCHES: usize = 50;

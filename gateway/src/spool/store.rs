@@ -233,6 +233,8 @@ impl Store {
             return Err(damaged("the database is empty beside its log"));
         }
         let db = vfs::open(&path, OpenFlags::default())?;
+        // Closing would write the log back up to where it is damaged, and remove the rest.
+        db.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
         let is_new = db.query_row("PRAGMA page_count", [], |row| row.get::<_, i64>(0))? == 0;
         db.pragma_update(None, "page_size", PAGE)?;
         if is_new {
@@ -298,6 +300,7 @@ impl Store {
         store.limit_pages()?;
         store.load()?;
         store.rollup = Rollup::open(&store.db, boot, &store.partitions)?;
+        store.db.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, false)?;
         Ok(store)
     }
 
@@ -757,7 +760,7 @@ fn check_log(db: &Connection, beyond: Beyond, boot: BootId) -> Result<u64, Store
     let written_by: Option<Vec<u8>> =
         db.query_row("SELECT uuid FROM boot ORDER BY id DESC LIMIT 1", [], |row| row.get(0)).optional()?;
     let is_same_boot = written_by.as_deref() == Some(&boot.0.to_be_bytes());
-    if beyond.is_short || beyond.commits > u64::from(!is_same_boot) {
+    if beyond.is_headless || beyond.is_short || beyond.commits > u64::from(!is_same_boot) {
         return Err(damaged("the log is damaged before its end"));
     }
     let has_blobs = db.table_exists(None, "blob")?;
@@ -774,10 +777,10 @@ fn check_log(db: &Connection, beyond: Beyond, boot: BootId) -> Result<u64, Store
     Ok(grown)
 }
 
-/// Pages in the log before it is written back: two thousand, and less where the whole store is small. Writing back costs
-/// flushes of its own, which is much where commits are large.
+/// Pages in the log before it is written back: three thousand, and less where the whole store is small. Writing back
+/// costs flushes of its own, which is much where commits are large.
 fn log_frames(max_size: u64) -> u64 {
-    (max_size / 16 / PAGE as u64).clamp(64, 2000)
+    (max_size / 8 / PAGE as u64).clamp(64, 3000)
 }
 
 /// A header, and frames with headers of their own; a tenth more, because it is only looked at after a commit.

@@ -154,7 +154,10 @@ async fn idle_sockets_delay_nobody_and_are_closed_in_time() {
         idle.push(stream);
     }
     server.client(named("good", Version::V5)).await;
-    assert!(server.handle.status().await.unwrap().counters.connect_timeouts < 200, "served before they were gone");
+    assert!(
+        server.handle.status().await.unwrap().counters.connect_timeouts < 200,
+        "served before they were gone"
+    );
     for mut stream in idle {
         let closed = timeout(PATIENCE, stream.read(&mut [0; 16])).await.expect("closed in time");
         assert!(matches!(closed, Ok(0) | Err(_)));

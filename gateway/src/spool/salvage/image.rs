@@ -96,6 +96,8 @@ impl Image {
 pub(in super::super) struct Beyond {
     /// The log's length in bytes.
     pub(in super::super) length: u64,
+    /// Whether its header is neither whole nor blank. It is flushed before the first frame is written.
+    pub(in super::super) is_headless: bool,
     /// Whole commits of the log's present round behind a frame that is not whole.
     pub(in super::super) commits: u64,
     /// Whether more had been committed than the log gives back, as the memory shared by its users knows.
@@ -110,7 +112,8 @@ pub(in super::super) fn beyond(path: &Path) -> Beyond {
     let behind = frames.iter().filter(|frame| frame.is_whole && !frame.is_reached && frame.is_commit);
     let reached = frames.iter().filter(|frame| frame.is_reached).count();
     let is_short = committed(path).is_some_and(|committed| committed > reached);
-    Beyond { length, commits: behind.count() as u64, is_short }
+    let is_headless = Header::read(&log).is_ok_and(|header| !header.is_whole && !header.is_blank);
+    Beyond { length, is_headless, commits: behind.count() as u64, is_short }
 }
 
 /// How many frames of the log's present round were committed, as the index of the log says (SQLite's "WAL-mode file
@@ -126,7 +129,8 @@ fn committed(path: &Path) -> Option<usize> {
     let native = |at: usize| first[at..].first_chunk().map_or(0, |word| u32::from_ne_bytes(*word));
     let is_whole =
         first == second && sum(cfg!(target_endian = "big"), (0, 0), &first[..40]) == (native(40), native(44));
-    (is_whole && first[32..40] == header[16..24]).then(|| native(16) as usize)
+    let is_of_this_round = first[32..40] == header[16..24] || header == [0; HEADER];
+    (is_whole && is_of_this_round).then(|| native(16) as usize)
 }
 
 /// One frame of the log's present round.
@@ -144,30 +148,18 @@ struct Frame {
 type Sum = (u32, u32);
 
 fn frames(log: &Path) -> io::Result<Vec<Frame>> {
+    let header = Header::read(log)?;
+    let known = if header.is_whole { Some((header.salts, header.is_big)) } else { first_proven(log) };
+    let Some((salts, is_big)) = known else { return Ok(Vec::new()) };
     let mut file = BufReader::with_capacity(64 * FRAME, File::open(log)?);
-    let mut header = [0; HEADER];
-    if file.read_exact(&mut header).is_err() {
-        return Ok(Vec::new());
-    }
-    // The lowest bit of the magic number says in which order of bytes the sums are made.
-    let is_big = header[..3] == MAGIC && header[3] == 0x83;
-    let is_header_whole = word(&header, 8) == PAGE as u32
-        && sum(is_big, (0, 0), &header[..24]) == (word(&header, 24), word(&header, 28));
-    let salts = if is_header_whole {
-        Some((word(&header, 16), word(&header, 20)))
-    } else {
-        // Damaged: what most of the first frames say.
-        let said: Vec<_> = (0..3).filter_map(|number| salts_of(file.get_ref(), number)).collect();
-        said.iter().copied().find(|salts| said.iter().filter(|other| *other == salts).count() >= 2)
-    };
-    let mut seed = (word(&header, 24), word(&header, 28));
-    let mut is_reached = is_header_whole;
+    file.seek_relative(HEADER as i64)?;
+    let (mut seed, mut is_reached) = (header.sum, header.is_whole);
     let mut frames = Vec::new();
     let mut slot = [0; FRAME];
     let mut number = 0;
     while file.read_exact(&mut slot).is_ok() {
         let said = (word(&slot, 16), word(&slot, 20));
-        let is_current = salts == Some((word(&slot, 8), word(&slot, 12))) && salts != Some((0, 0));
+        let is_current = salts == (word(&slot, 8), word(&slot, 12)) && salts != (0, 0);
         let is_whole =
             is_current && sum(is_big, sum(is_big, seed, &slot[..8]), &slot[FRAME - PAGE..]) == said;
         is_reached &= is_whole;
@@ -186,10 +178,57 @@ fn frames(log: &Path) -> io::Result<Vec<Frame>> {
     Ok(frames)
 }
 
-fn salts_of(log: &File, number: usize) -> Option<Sum> {
-    let mut salts = [0; 8];
-    log.read_exact_at(&mut salts, (HEADER + number * FRAME + 8) as u64).ok()?;
-    Some((word(&salts, 0), word(&salts, 4)))
+/// What the log begins with.
+#[derive(Debug)]
+struct Header {
+    is_whole: bool,
+    /// Nothing was ever written to it.
+    is_blank: bool,
+    is_big: bool,
+    salts: Sum,
+    sum: Sum,
+}
+
+impl Header {
+    /// A log that is shorter than a header has a blank one.
+    fn read(log: &Path) -> io::Result<Self> {
+        let mut header = [0; HEADER];
+        let mut file = File::open(log)?;
+        if file.read_exact(&mut header).is_err() {
+            header = [0; HEADER];
+        }
+        // The lowest bit of the magic number says in which order of bytes the sums are made.
+        let is_big = header[..3] == MAGIC && header[3] == 0x83;
+        let said = (word(&header, 24), word(&header, 28));
+        Ok(Self {
+            is_whole: word(&header, 8) == PAGE as u32 && sum(is_big, (0, 0), &header[..24]) == said,
+            is_blank: header == [0; HEADER],
+            is_big,
+            salts: (word(&header, 16), word(&header, 20)),
+            sum: said,
+        })
+    }
+}
+
+/// The salts of the first frame that the sum of the one before proves, and whether its sums are big-endian: for a log
+/// whose header is damaged.
+fn first_proven(log: &Path) -> Option<(Sum, bool)> {
+    let mut file = BufReader::with_capacity(64 * FRAME, File::open(log).ok()?);
+    file.seek_relative(HEADER as i64).ok()?;
+    let mut slot = [0; FRAME];
+    let mut seed = None;
+    while file.read_exact(&mut slot).is_ok() {
+        let (salts, said) = ((word(&slot, 8), word(&slot, 12)), (word(&slot, 16), word(&slot, 20)));
+        let follows = |is_big, seed| {
+            salts != (0, 0) && sum(is_big, sum(is_big, seed, &slot[..8]), &slot[FRAME - PAGE..]) == said
+        };
+        let order = seed.and_then(|seed| [false, true].into_iter().find(|is_big| follows(*is_big, seed)));
+        if let Some(is_big) = order {
+            return Some((salts, is_big));
+        }
+        seed = Some(said);
+    }
+    None
 }
 
 fn word(bytes: &[u8], at: usize) -> u32 {
@@ -272,6 +311,17 @@ mod tests {
             let proven = found.iter().filter(|frame| frame.is_whole).count();
             assert!(proven >= whole - lost, "{at}: {proven} of {whole}");
             assert!(beyond(&path).commits > 5, "{at}: {:?}", beyond(&path));
+        }
+        // A block at its beginning, whatever stands in it then.
+        for filling in [0, 0xFF, 0xA5] {
+            let mut damaged = log.clone();
+            damaged[..HEADER + 4 * FRAME + 100].fill(filling);
+            std::fs::write(beside(&path, "-wal"), &damaged).unwrap();
+            let proven =
+                frames(&beside(&path, "-wal")).unwrap().iter().filter(|frame| frame.is_whole).count();
+            // Of the first one behind it, it is not known what it follows.
+            assert_eq!(proven, whole - 6, "{filling:x}");
+            assert!(beyond(&path).commits > 5 && beyond(&path).is_headless == (filling != 0));
         }
     }
 }
