@@ -5,7 +5,7 @@
 //! seeded with that of the frame before, which stands in the file, so what lies behind a damaged frame can be proven as
 //! well.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::io::{self, BufReader, Read as _};
 use std::os::unix::fs::FileExt as _;
@@ -22,6 +22,9 @@ pub(super) struct Image {
     log: Option<File>,
     /// Where in the log each page's newest whole frame has its content.
     frames: HashMap<u64, u64>,
+    /// Overflow pages that are not read.
+    avoided: HashSet<u64>,
+    is_wary: bool,
 }
 
 impl Image {
@@ -32,7 +35,15 @@ impl Image {
     pub(super) fn open(path: &Path) -> io::Result<Self> {
         let database = File::open(path)?;
         let in_database = database.metadata()?.len() / PAGE as u64;
-        let mut image = Self { database, in_database, in_log: Vec::new(), log: None, frames: HashMap::new() };
+        let mut image = Self {
+            database,
+            in_database,
+            in_log: Vec::new(),
+            log: None,
+            frames: HashMap::new(),
+            avoided: HashSet::new(),
+            is_wary: false,
+        };
         let log = beside(path, "-wal");
         if let Ok(frames) = frames(&log) {
             for frame in frames.into_iter().filter(|frame| frame.is_whole) {
@@ -71,18 +82,44 @@ impl Image {
     }
 
     /// So many bytes from the overflow page `number` on.
-    pub(super) fn overflow(&self, mut number: u64, length: usize) -> Option<Vec<u8>> {
+    pub(super) fn overflow(&self, number: u64, length: usize) -> Option<Vec<u8>> {
         let mut bytes = Vec::new();
         let mut page = [0; PAGE];
-        while bytes.len() < length {
+        for number in self.chain(number, length)? {
+            if self.avoided.contains(&number) || !self.read(number, &mut page) {
+                return None;
+            }
+            let content = &page[4..PAGE - RESERVED];
+            bytes.extend_from_slice(&content[..content.len().min(length - bytes.len())]);
+        }
+        Some(bytes)
+    }
+
+    /// The overflow pages of so many bytes from `number` on. The last one names no other; one that does, or that looks
+    /// like a page of the list of free ones where that is not known, has become something else.
+    pub(super) fn chain(&self, mut number: u64, length: usize) -> Option<Vec<u64>> {
+        let count = length.div_ceil(PAGE - RESERVED - 4);
+        let mut chain = Vec::new();
+        let mut page = [0; PAGE];
+        while chain.len() < count {
             if number == 0 || !self.read(number, &mut page) {
                 return None;
             }
-            let (next, content) = page[..PAGE - RESERVED].split_first_chunk::<4>()?;
-            bytes.extend_from_slice(&content[..content.len().min(length - bytes.len())]);
-            number = u64::from(u32::from_be_bytes(*next));
+            chain.push(number);
+            number = u64::from(word(&page, 0));
         }
-        Some(bytes)
+        let is_trunk = self.is_wary && leaves(&page).all(|leaf| leaf > 0 && leaf <= self.count());
+        (number == 0 && !is_trunk).then_some(chain)
+    }
+
+    /// It is not known which pages are free: one that looks as if it were is not read as anything else.
+    pub(super) fn be_wary(&mut self) {
+        self.is_wary = true;
+    }
+
+    /// Overflow pages of which it is not known whose they are.
+    pub(super) fn avoid(&mut self, pages: HashSet<u64>) {
+        self.avoided = pages;
     }
 
     fn read_database(&self, number: u64, page: &mut [u8; PAGE]) -> bool {
@@ -231,7 +268,13 @@ fn first_proven(log: &Path) -> Option<(Sum, bool)> {
     None
 }
 
-fn word(bytes: &[u8], at: usize) -> u32 {
+/// The free pages that a page of their list names (SQLite's file format, section 1.5).
+pub(super) fn leaves(trunk: &[u8; PAGE]) -> impl Iterator<Item = u64> {
+    let count = (word(trunk, 4) as usize).min(PAGE / 4 - 2);
+    (0..count).map(|at| u64::from(word(trunk, 8 + 4 * at)))
+}
+
+pub(super) fn word(bytes: &[u8], at: usize) -> u32 {
     bytes[at..].first_chunk().map_or(0, |word| u32::from_be_bytes(*word))
 }
 

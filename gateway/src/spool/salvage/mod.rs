@@ -18,7 +18,8 @@ mod tables;
 #[cfg(test)]
 mod tests;
 
-use std::collections::{BTreeMap, HashSet};
+use std::cell::RefCell;
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs::{self, File};
 use std::io;
 use std::ops::RangeInclusive;
@@ -46,10 +47,15 @@ use super::vfs::PAGE;
 pub(super) struct Remains {
     /// None where nothing of it can be read, or proven.
     image: Option<Image>,
+    /// Up to this page it was looked whose the overflow pages are, where that has to be asked.
+    claimed: u64,
     /// Up to this page it was looked what there is.
     looked: u64,
     /// Pages that are in no tree any more: what stands in them was deleted.
     free: HashSet<u64>,
+    /// Whether these are all.
+    is_free_whole: bool,
+    claims: Claims,
     damaged: u64,
     /// Rows of everything but entries and summaries.
     rows: Vec<(Table, Record)>,
@@ -94,8 +100,11 @@ impl Remains {
             .ok();
         let mut remains = Self {
             image,
+            claimed: 0,
             looked: 0,
             free: HashSet::new(),
+            is_free_whole: false,
+            claims: Claims::default(),
             damaged: 0,
             rows: Vec::new(),
             taken_rows: 0,
@@ -116,10 +125,46 @@ impl Remains {
 
     /// Looks through the pages until there are no more (`true`) or `until`.
     pub(super) fn look(&mut self, until: Instant) -> bool {
-        let Some(image) = self.image.take() else { return true };
-        let is_done = self.look_through(&image, until);
+        let Some(mut image) = self.image.take() else { return true };
+        let is_done = self.look_for_claims(&mut image, until) && self.look_through(&image, until);
         self.image = Some(image);
         is_done
+    }
+
+    /// Where it is not known which pages are free, one that is may still hold rows, whose overflow pages are long those
+    /// of other rows. Then an overflow page that two rows name is neither's.
+    fn look_for_claims(&mut self, image: &mut Image, until: Instant) -> bool {
+        if self.is_free_whole {
+            return true;
+        }
+        image.be_wary();
+        let mut page = [0; PAGE];
+        while self.claimed < image.count() {
+            if self.claimed.is_multiple_of(64) && Instant::now() >= until {
+                return false;
+            }
+            let number = image.number(self.claimed);
+            self.claimed += 1;
+            if self.free.contains(&number)
+                || !image.read(number, &mut page)
+                || record::tree(number, &page) != Some(Tree::Table)
+            {
+                continue;
+            }
+            for at in 0..record::count(number, &page) {
+                let chain = RefCell::new(Vec::new());
+                let overflow = |from, length| {
+                    chain.replace(image.chain(from, length)?);
+                    Some(vec![0; length])
+                };
+                let Some(record) = record::record(number, &page, at, &overflow) else { continue };
+                self.claims.add(&record, chain.take());
+            }
+        }
+        if !self.claims.contested.is_empty() {
+            image.avoid(std::mem::take(&mut self.claims.contested));
+        }
+        true
     }
 
     fn look_through(&mut self, image: &Image, until: Instant) -> bool {
@@ -183,22 +228,20 @@ impl Remains {
         }
     }
 
-    /// Walks the list of free pages, where its beginning can be read (SQLite's file format, section 1.5).
+    /// Walks the list of free pages, as far as it can be read (SQLite's file format, section 1.5).
     fn find_free(&mut self) {
         let Some(image) = &self.image else { return };
         let mut page = [0; PAGE];
-        let word = |page: &[u8; PAGE], at: usize| {
-            page[at..].first_chunk().map_or(0, |word| u32::from_be_bytes(*word))
-        };
         if !image.read(1, &mut page) {
             return;
         }
-        let mut trunk = u64::from(word(&page, 32));
+        let count = image::word(&page, 36) as usize;
+        let mut trunk = u64::from(image::word(&page, 32));
         while trunk != 0 && self.free.insert(trunk) && image.read(trunk, &mut page) {
-            let count = (word(&page, 4) as usize).min(PAGE / 4 - 2);
-            self.free.extend((0..count).map(|at| u64::from(word(&page, 8 + 4 * at))));
-            trunk = u64::from(word(&page, 0));
+            self.free.extend(image::leaves(&page));
+            trunk = u64::from(image::word(&page, 0));
         }
+        self.is_free_whole = self.free.len() == count;
     }
 
     fn explain(&mut self, json: &str) {
@@ -452,6 +495,26 @@ impl Store {
         }
         unmark(self.directory());
         Ok(())
+    }
+}
+
+/// Which row each overflow page belongs to, as rows say.
+#[derive(Default)]
+struct Claims {
+    rows: HashMap<u64, (i64, usize, Option<i64>)>,
+    contested: HashSet<u64>,
+}
+
+impl Claims {
+    fn add(&mut self, record: &Record, chain: Vec<u64>) {
+        let number = |value: &Value| if let Value::Integer(number) = value { Some(*number) } else { None };
+        // A row that stands in two pages because its leaf was split is one.
+        let row = (record.key, record.fields.len(), record.fields.iter().find_map(number));
+        for page in chain {
+            if *self.rows.entry(page).or_insert(row) != row {
+                self.contested.insert(page);
+            }
+        }
     }
 }
 

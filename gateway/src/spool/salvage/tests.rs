@@ -262,6 +262,44 @@ fn a_power_cut_while_a_store_is_taken_over_loses_nothing_more() {
 }
 
 #[test]
+fn a_row_that_was_deleted_is_never_read_with_the_content_of_another() {
+    let content = |key: i64| vec![key as u8; 9000];
+    let mut met = 0;
+    for order in 0..3 {
+        let directory = crash::memory();
+        let path = directory.path().join("a.db");
+        let flags = rusqlite::OpenFlags::default();
+        let db = super::super::vfs::open(&path, flags).unwrap();
+        super::super::vfs::reserve(&db).unwrap();
+        super::super::schema::create_rows(&db, "r_1").unwrap();
+        let insert = |keys: RangeInclusive<i64>| {
+            for key in keys {
+                db.execute("INSERT INTO r_1 VALUES (?, 1, 0, 0, 0, 0, 0, 0, ?)", (key, content(key)))
+                    .unwrap();
+            }
+        };
+        insert(1..=40);
+        // Whole leaves become free, and some of the pages behind them are given to other rows.
+        db.execute("DELETE FROM r_1 WHERE seq BETWEEN ? AND 30", [1 + order]).unwrap();
+        insert(41..=48 + order);
+        drop(db);
+        let mut bytes = fs::read(&path).unwrap();
+        let trunk = u32::from_be_bytes(*bytes[32..].first_chunk().unwrap()) as usize;
+        bytes[(trunk - 1) * PAGE + 50] ^= 1;
+        fs::write(&path, bytes).unwrap();
+        let mut remains = Remains::open(&path);
+        assert!(!remains.is_free_whole);
+        assert!(remains.look(Instant::now() + PATIENCE));
+        let pages: Vec<u64> = remains.pages.iter().flatten().map(|(_, page)| *page).collect();
+        for record in remains.records(&pages) {
+            assert_eq!(record.fields.last(), Some(&Value::Blob(content(record.key))), "row {}", record.key);
+            met += 1;
+        }
+    }
+    assert!(met > 20, "{met} rows are read");
+}
+
+#[test]
 fn what_is_not_covered_is_left() {
     assert_eq!(without(&(1..=10), &[]), [1..=10]);
     assert_eq!(without(&(1..=10), &[0..=0, 3..=4, 6..=6, 10..=20]), [1..=2, 5..=5, 7..=9]);
