@@ -24,7 +24,7 @@ use crate::config::Config;
 use crate::gateway::Gateway;
 use crate::intake::Intake;
 use crate::ledger::{self, Keeper};
-use crate::listener::broker::{self, BrokerConfig};
+use crate::listener::broker::{self, BrokerConfig, Shelves};
 use crate::listener::coap::{self, CoapConfig};
 use crate::listener::{bind, web};
 use crate::live::{self, Live};
@@ -88,11 +88,12 @@ pub async fn run(start: Start, config: Config) -> Result<()> {
     // The listeners end after everything that speaks through them.
     let farewell = CancellationToken::new();
     let broker_config = BrokerConfig {
-        limits: mqtt::Limits { connections: config.mqtt.max_connections, ..mqtt::Limits::default() },
+        limits: broker_limits(&config),
         listeners: mqtt_listeners,
         forwarded: filters(&config.mqtt.forward),
         access: Box::new(users.clone()),
         seed: random(),
+        shelves: Some(Shelves::open(spool.clone(), clock).await),
     };
     let broker::Started { handle: broker, ingress, finished: broker_finished } =
         broker::start(broker_config, farewell.clone()).context("mqtt")?;
@@ -283,6 +284,19 @@ fn spool_options(config: &Config) -> spool::Options {
         when_full: config.spool.when_full,
         retain: config.spool.retain.0,
         uplinks: config.uplinks.iter().map(|uplink| uplink.name.clone()).collect(),
+    }
+}
+
+/// What waits for MQTT clients and what is retained takes no more than a quarter of the spool.
+fn broker_limits(config: &Config) -> mqtt::Limits {
+    let defaults = mqtt::Limits::default();
+    let share = usize::try_from(config.spool.max_size.0 / 8).unwrap_or(usize::MAX);
+    mqtt::Limits {
+        connections: config.mqtt.max_connections,
+        queue_bytes: defaults.queue_bytes.min(share),
+        queue_bytes_total: defaults.queue_bytes_total.min(share),
+        retained_bytes: defaults.retained_bytes.min(share),
+        ..defaults
     }
 }
 

@@ -9,6 +9,7 @@
 //! [`BrokerHandle::attach`], so that no handshake ever delays an accept.
 
 mod connection;
+mod shelves;
 #[cfg(test)]
 mod tests;
 
@@ -34,6 +35,7 @@ use tokio::time::{sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 
 use connection::{Driver, Slots};
+pub use shelves::Shelves;
 
 /// What the broker is started with.
 pub struct BrokerConfig {
@@ -47,6 +49,8 @@ pub struct BrokerConfig {
     pub access: Box<dyn Access + Send>,
     /// Makes assigned client ids hard to guess.
     pub seed: u64,
+    /// Where sessions, retained messages and queues are kept; without, they end with the process.
+    pub shelves: Option<Shelves>,
 }
 
 /// A started broker.
@@ -143,6 +147,9 @@ struct Core {
     scratch: RefCell<Vec<u8>>,
     /// Told when the last connection has gone.
     emptied: Notify,
+    /// Told when there are changes to be stored, and when somebody waits for that.
+    changed: Notify,
+    hurried: Notify,
     dropped_deliveries: Cell<u64>,
     dropped_ingress: Cell<u64>,
 }
@@ -176,6 +183,7 @@ pub fn start(config: BrokerConfig, stop: CancellationToken) -> io::Result<Starte
         let mut broker = Broker::new(config.limits, config.seed);
         broker.set_access(config.access);
         broker.set_forwarded(&config.forwarded);
+        let shelves = config.shelves.map(|shelves| shelves.restore(&mut broker));
         let core = Rc::new(Core {
             broker: RefCell::new(broker),
             slots: RefCell::default(),
@@ -187,6 +195,8 @@ pub fn start(config: BrokerConfig, stop: CancellationToken) -> io::Result<Starte
             rearm: Notify::new(),
             scratch: RefCell::new(vec![0; READ_BYTES]),
             emptied: Notify::new(),
+            changed: Notify::new(),
+            hurried: Notify::new(),
             dropped_deliveries: Cell::new(0),
             dropped_ingress: Cell::new(0),
         });
@@ -198,10 +208,16 @@ pub fn start(config: BrokerConfig, stop: CancellationToken) -> io::Result<Starte
             spawn_local(take_messages(core.clone(), published));
             spawn_local(take_answers(core.clone(), answered));
             spawn_local(take_commands(core.clone(), commands, dropped));
+            let end = CancellationToken::new();
+            let keeping = shelves.map(|shelves| spawn_local(shelves.run(core.clone(), end.clone())));
             stop.cancelled().await;
             core.drive(Broker::shut_down);
             // Whoever does not take the goodbye in this time does not get it.
             let _ = timeout(GOODBYE, core.until_empty()).await;
+            end.cancel();
+            if let Some(keeping) = keeping {
+                let _ = timeout(GOODBYE, keeping).await;
+            }
         });
         let _ = done.send(());
     })?;
@@ -283,6 +299,12 @@ impl Core {
         let deadline = broker.deadline();
         if deadline.is_some_and(|deadline| self.armed.get().is_none_or(|armed| deadline < armed)) {
             self.rearm.notify_one();
+        }
+        if let Some(waiting) = broker.waiting_changes() {
+            self.changed.notify_one();
+            if waiting.is_urgent {
+                self.hurried.notify_one();
+            }
         }
         result
     }

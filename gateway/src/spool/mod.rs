@@ -20,6 +20,7 @@ mod damage;
 mod entry;
 mod history;
 mod inspect;
+mod kept;
 #[cfg(test)]
 mod model;
 mod pace;
@@ -213,6 +214,22 @@ impl Spool {
     pub async fn progress(&self, uplink: &str) -> Result<(Progress, Vec<u8>), SpoolError> {
         let uplink = uplink.to_owned();
         self.look_up(|reply| writer::Job::Progress { uplink, reply }).await
+    }
+
+    /// Stores what the MQTT broker keeps, all of it or nothing; returns after the commit, which is made at once.
+    ///
+    /// # Errors
+    /// [`SpoolError::Refused`] when it could not be written.
+    pub async fn keep(&self, changes: Vec<mqtt::Change>) -> Result<(), SpoolError> {
+        self.tell(|reply| writer::Job::Keep { changes, reply }).await
+    }
+
+    /// What the MQTT broker has kept, in the order of shelves and keys.
+    ///
+    /// # Errors
+    /// [`SpoolError::Unreadable`], [`SpoolError::Closed`].
+    pub async fn kept(&self) -> Result<Vec<mqtt::Record>, SpoolError> {
+        self.look_up(|reply| writer::Job::Kept { reply }).await
     }
 
     /// Notes what `uplink`'s peer has. Stored with the next commit, after two seconds at the latest, at once when

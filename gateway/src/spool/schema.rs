@@ -13,6 +13,7 @@
 //! | `rollup` | minimum, maximum, sum and number per channel and minute |
 //! | `guess` | the same of boots whose clock was never set |
 //! | `command` | ids of commands and their outcomes |
+//! | `mqtt_state`, `mqtt_message`, `mqtt_delivery` | what the MQTT broker keeps over a restart, a table a shelf |
 //! | `blob` | what others keep here: small, by name; the state of each uplink's protocol is among it |
 //!
 //! Every table that has to survive a damaged one is known by the shape of its rows: [`super::salvage`] reads pages
@@ -23,12 +24,13 @@ use std::path::PathBuf;
 use rusqlite::Connection;
 
 use super::entry::{ALARM_KINDS, NUMERIC_KINDS};
+use super::kept;
 use super::rollup::MINUTE_NS;
 use super::salvage::{self, Beginning};
 use super::store::StoreError;
 
 /// The format of the schema; a store with a higher one is refused.
-pub(super) const FORMAT: i64 = 2;
+pub(super) const FORMAT: i64 = 3;
 
 /// Makes the tables of a new store.
 pub(super) fn create(db: &Connection, beginning: &Beginning) -> Result<(), StoreError> {
@@ -49,6 +51,7 @@ pub(super) fn create(db: &Connection, beginning: &Beginning) -> Result<(), Store
     let base = beginning.base.0 as i64;
     tx.execute("INSERT INTO meta (key, value) VALUES ('epoch', ?), ('base', ?)", [epoch, base])?;
     create_since_2(&tx)?;
+    create_since_3(&tx)?;
     salvage::insert_rows(&tx, &beginning.rows)?;
     if let Some(id) = beginning.partition {
         create_rows(&tx, &format!("r_{id}"))?;
@@ -75,8 +78,18 @@ pub(super) fn migrate(db: &Connection, format: i64) -> Result<(), StoreError> {
         return Ok(());
     }
     let tx = db.unchecked_transaction()?;
+    if format < 2 {
+        migrate_to_2(&tx)?;
+    }
+    create_since_3(&tx)?;
+    tx.execute_batch(&format!("PRAGMA user_version = {FORMAT}"))?;
+    tx.commit()?;
+    Ok(())
+}
+
+fn migrate_to_2(tx: &Connection) -> Result<(), StoreError> {
     tx.execute_batch("ALTER TABLE rollup RENAME TO rollup_1")?;
-    create_since_2(&tx)?;
+    create_since_2(tx)?;
     tx.execute_batch(
         "INSERT INTO progress (uplink, alarm, live, holes) SELECT uplink, acked, acked, '[]' FROM cursor;
          DROP TABLE cursor;
@@ -116,8 +129,6 @@ pub(super) fn migrate(db: &Connection, format: i64) -> Result<(), StoreError> {
              FROM r_{id} GROUP BY boot, seq / 4096"
         ))?;
     }
-    tx.execute_batch(&format!("PRAGMA user_version = {FORMAT}"))?;
-    tx.commit()?;
     Ok(())
 }
 
@@ -141,4 +152,14 @@ fn create_since_2(db: &Connection) -> Result<(), StoreError> {
          CREATE TABLE blob (key TEXT PRIMARY KEY, value BLOB NOT NULL);",
     )?;
     create_rows(db, "alarm")
+}
+
+/// What format 3 brought. The shelf in every row tells a row without its table whose it is.
+fn create_since_3(db: &Connection) -> Result<(), StoreError> {
+    for (_, table) in kept::TABLES {
+        db.execute_batch(&format!(
+            "CREATE TABLE {table} (key INTEGER PRIMARY KEY, body BLOB NOT NULL, shelf INTEGER NOT NULL)"
+        ))?;
+    }
+    Ok(())
 }

@@ -6,12 +6,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use log::warn;
+use mqtt::{Change, Record};
 use rusqlite::config::DbConfig;
 use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension as _, ffi, params};
 
 use super::clocks::{self, Clocks};
 use super::commands::{self, Begun, CommandRow, CommandStep};
 use super::entry::{Class, ClockRecord, Entry, Gap, wall_columns};
+use super::kept;
 use super::progress::Progress;
 use super::retention::{Tended, Tending};
 use super::rollup::{Point, Rollup, Settled};
@@ -171,6 +173,8 @@ pub(super) struct Batch {
     pub(super) clocks: Vec<(ClockRecord, i64)>,
     pub(super) commands: Vec<CommandStep>,
     pub(super) blobs: Vec<(String, Vec<u8>)>,
+    /// What the MQTT broker keeps.
+    pub(super) kept: Vec<Change>,
 }
 
 impl Batch {
@@ -181,13 +185,14 @@ impl Batch {
 
     /// Whether a commit would change nothing that anybody asked for.
     pub(super) fn is_empty(&self) -> bool {
-        let Self { lost: _, entries, progress, states, clocks, commands, blobs } = self;
+        let Self { lost: _, entries, progress, states, clocks, commands, blobs, kept } = self;
         entries.is_empty()
             && progress.is_empty()
             && states.is_empty()
             && clocks.is_empty()
             && commands.is_empty()
             && blobs.is_empty()
+            && kept.is_empty()
     }
 }
 
@@ -367,6 +372,11 @@ impl Store {
         Ok(self.blob(&state_key(uplink))?.unwrap_or_default())
     }
 
+    /// What the MQTT broker keeps here.
+    pub(super) fn kept(&self) -> Result<Vec<Record>, StoreError> {
+        kept::read(&self.db)
+    }
+
     /// What somebody keeps here under `key`.
     pub(super) fn blob(&self, key: &str) -> Result<Option<Vec<u8>>, StoreError> {
         Ok(self
@@ -468,6 +478,7 @@ impl Store {
         for (key, value) in &batch.blobs {
             put_blob(&tx, key, value)?;
         }
+        kept::write(&tx, &batch.kept)?;
         tx.commit()?;
         Ok((tended, settled, written))
     }

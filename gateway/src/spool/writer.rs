@@ -8,6 +8,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use log::{error, info, warn};
+use mqtt::{Change, Record};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
 
@@ -69,6 +70,14 @@ pub(super) enum Job {
     SetMeta {
         key: String,
         value: Vec<u8>,
+        reply: Reply<()>,
+    },
+    /// What the MQTT broker keeps.
+    Kept {
+        reply: Reply<Vec<Record>>,
+    },
+    Keep {
+        changes: Vec<Change>,
         reply: Reply<()>,
     },
     /// A reader met damage in the file with that inode.
@@ -335,6 +344,15 @@ impl Writer {
                 };
                 let _ = reply.send(value);
                 return None;
+            }
+            Job::Kept { reply } => {
+                let _ = reply.send(self.store.kept().map_err(|error| error.to_string()));
+                return None;
+            }
+            Job::Keep { changes, reply } => {
+                self.batch.kept.extend(changes);
+                self.waiting.push(Waiting::Done(reply));
+                Duration::ZERO
             }
             Job::Unsound { inode, what } => {
                 // Another reader may have said so of a file that is replaced by now.

@@ -1,10 +1,12 @@
 //! One peer of the broker: its bytes in both directions and what was agreed with it.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::access::Peer;
 use crate::arena::Key;
+use crate::journal::Round;
 use crate::wire::{self, Connect, Version, kind};
 use crate::{ReasonCode, Topic};
 
@@ -35,6 +37,10 @@ pub(crate) struct Connection {
     pub(crate) owed: VecDeque<Owed>,
     /// How many of them are PUBACKs.
     pub(crate) owed_pubacks: usize,
+    /// Other packets that wait for changes to be safe, in their order.
+    pub(crate) deferred: VecDeque<(Round, Vec<u8>)>,
+    /// The newest changes that something here waits for.
+    pub(crate) waits_for: Round,
     /// The topic of the last PUBLISH: the next one often has the same.
     pub(crate) last_topic: Option<Topic>,
 }
@@ -48,6 +54,8 @@ pub(crate) enum Stall {
     Ingress,
     /// Its own acknowledgements.
     Owed,
+    /// The record of its session.
+    Record,
 }
 
 /// How far a connection has come.
@@ -56,10 +64,23 @@ pub(crate) enum Phase {
     Opened,
     /// The CONNECT waits for a verdict.
     Judged(Box<Connect>),
+    /// CONNACK waits for the session's record.
+    Claiming(Box<Claim>),
     /// CONNACK has been sent.
     Connected { session: Key },
     /// Whatever is in `output` is still to be written; nothing is read.
     Closing,
+}
+
+/// What a connection becomes when its session's record is safe.
+pub(crate) struct Claim {
+    pub(crate) connect: Connect,
+    pub(crate) session: Key,
+    /// Whether the session was there before.
+    pub(crate) is_present: bool,
+    /// The client id that it was given because it had none.
+    pub(crate) assigned: Option<Arc<str>>,
+    pub(crate) after: Round,
 }
 
 /// An acknowledgement owed to the client.
@@ -68,6 +89,8 @@ pub(crate) struct Owed {
     pub(crate) packet_id: u16,
     /// The ingress token it waits for; 0 when it waits for none.
     pub(crate) token: u64,
+    /// The changes it waits for.
+    pub(crate) after: Round,
     /// What to say; `None` while waiting.
     pub(crate) reason: Option<ReasonCode>,
 }
@@ -90,6 +113,8 @@ impl Connection {
             aliases: BTreeMap::new(),
             owed: VecDeque::new(),
             owed_pubacks: 0,
+            deferred: VecDeque::new(),
+            waits_for: 0,
             last_topic: None,
         }
     }
@@ -109,9 +134,9 @@ impl Connection {
 
     /// Puts an acknowledgement behind those owed before it; one that waits for nothing and has nothing before it is
     /// written at once.
-    pub(crate) fn owe(&mut self, owed: Owed) {
+    pub(crate) fn owe(&mut self, owed: Owed, settled: Round) {
         match owed.reason {
-            Some(reason) if self.owed.is_empty() => {
+            Some(reason) if self.owed.is_empty() && owed.after <= settled => {
                 wire::write_ack(&mut self.output, self.version, owed.kind, owed.packet_id, reason);
             }
             _ => {
@@ -121,10 +146,26 @@ impl Connection {
         }
     }
 
-    /// Writes the acknowledgements at the front that no longer wait. Returns `false` if one of them is an error that
-    /// this version cannot express: then the connection has to be closed instead.
-    pub(crate) fn settle(&mut self) -> bool {
-        while let Some(Owed { reason: Some(reason), .. }) = self.owed.front() {
+    /// Puts a packet behind those that wait for changes; one that need not wait is written at once.
+    pub(crate) fn defer(&mut self, packet: &[u8], after: Round, settled: Round) {
+        if after <= settled && self.deferred.is_empty() {
+            self.output.extend_from_slice(packet);
+        } else {
+            self.deferred.push_back((after, packet.to_vec()));
+        }
+    }
+
+    /// Writes what no longer waits. Returns `false` if an acknowledgement is an error that this version cannot express:
+    /// then the connection has to be closed instead.
+    pub(crate) fn settle(&mut self, settled: Round) -> bool {
+        while self.deferred.front().is_some_and(|(after, _)| *after <= settled) {
+            if let Some((_, packet)) = self.deferred.pop_front() {
+                self.output.extend_from_slice(&packet);
+            }
+        }
+        while let Some(Owed { reason: Some(reason), after, .. }) = self.owed.front()
+            && *after <= settled
+        {
             if reason.is_error() && self.version != Version::V5 {
                 return false;
             }

@@ -111,6 +111,8 @@ pub struct Counters {
     pub expired_sessions: u64,
     /// Ingress messages that could not be stored.
     pub failed_ingress: u64,
+    /// Times that changes could not be stored.
+    pub failed_changes: u64,
     /// Times a connection was no longer read because too many ingress messages were waiting.
     pub stalls: u64,
 }

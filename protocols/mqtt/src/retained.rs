@@ -23,6 +23,8 @@ pub(crate) struct Retained {
 pub(crate) struct Kept {
     pub(crate) message: Arc<Message>,
     pub(crate) expires: Option<Instant>,
+    /// The number of its record; 0 where it is not kept over a restart.
+    pub(crate) record: u64,
 }
 
 impl Retained {
@@ -34,8 +36,21 @@ impl Retained {
         self.messages.len()
     }
 
-    /// Keeps a message, or deletes what is kept on its topic if it is empty. Returns whether there was room.
-    pub(crate) fn store(&mut self, now: Instant, message: &Arc<Message>, expires: Option<Instant>) -> bool {
+    /// The number of the record of what is kept on a topic, expired or not; 0 where there is none.
+    pub(crate) fn record(&self, topic: &Topic) -> u64 {
+        self.messages.get(topic).map_or(0, |kept| kept.record)
+    }
+
+    /// Keeps a message, or deletes what is kept on its topic if it is empty. Returns whether there was room; the records
+    /// of those that had to go for it are put into `gone`.
+    pub(crate) fn store(
+        &mut self,
+        now: Instant,
+        message: &Arc<Message>,
+        expires: Option<Instant>,
+        record: u64,
+        gone: &mut Vec<u64>,
+    ) -> bool {
         if let Some(old) = self.messages.remove(&message.topic) {
             self.bytes -= old.message.weight();
         }
@@ -44,13 +59,13 @@ impl Retained {
         }
         let weight = message.weight();
         if self.is_full(weight) {
-            self.forget_expired(now);
+            self.forget_expired(now, gone);
             if self.is_full(weight) {
                 return false;
             }
         }
         self.bytes += weight;
-        self.messages.insert(message.topic.clone(), Kept { message: message.clone(), expires });
+        self.messages.insert(message.topic.clone(), Kept { message: message.clone(), expires, record });
         true
     }
 
@@ -82,12 +97,13 @@ impl Retained {
         self.messages.len() >= self.max_messages || self.bytes + weight > self.max_bytes
     }
 
-    fn forget_expired(&mut self, now: Instant) {
+    fn forget_expired(&mut self, now: Instant, gone: &mut Vec<u64>) {
         let bytes = &mut self.bytes;
         self.messages.retain(|_, kept| {
             let alive = is_alive(kept, now);
             if !alive {
                 *bytes -= kept.message.weight();
+                gone.extend((kept.record > 0).then_some(kept.record));
             }
             alive
         });
@@ -108,6 +124,15 @@ mod tests {
         Arc::new(Message::new(Topic::new(topic).unwrap(), payload))
     }
 
+    fn store(
+        retained: &mut Retained,
+        now: Instant,
+        message: &Arc<Message>,
+        expires: Option<Instant>,
+    ) -> bool {
+        retained.store(now, message, expires, 0, &mut Vec::new())
+    }
+
     fn matching(retained: &Retained, now: Instant, filter: &str) -> Vec<String> {
         let filter = Filter::new(filter).unwrap();
         retained.matching(now, &filter).map(|topic| topic.as_str().to_owned()).collect()
@@ -118,7 +143,7 @@ mod tests {
         let now = Instant::now();
         let mut retained = Retained::new(100, 100_000);
         for topic in ["a", "a/b", "a/b/c", "ab", "a/", "$SYS/x", "b"] {
-            assert!(retained.store(now, &message(topic, "1"), None));
+            assert!(store(&mut retained, now, &message(topic, "1"), None));
         }
         assert_eq!(matching(&retained, now, "a"), ["a"]);
         assert_eq!(matching(&retained, now, "a/#"), ["a", "a/", "a/b", "a/b/c"]);
@@ -134,10 +159,10 @@ mod tests {
         let now = Instant::now();
         let mut retained = Retained::new(1, 100_000);
         let soon = now + Duration::from_secs(1);
-        assert!(retained.store(now, &message("a", "1"), Some(soon)));
-        assert!(!retained.store(now, &message("b", "1"), None), "full");
-        assert!(retained.store(soon, &message("b", "1"), None), "a has expired");
-        assert!(retained.store(soon, &message("b", ""), None));
+        assert!(store(&mut retained, now, &message("a", "1"), Some(soon)));
+        assert!(!store(&mut retained, now, &message("b", "1"), None), "full");
+        assert!(store(&mut retained, soon, &message("b", "1"), None), "a has expired");
+        assert!(store(&mut retained, soon, &message("b", ""), None));
         assert_eq!((retained.len(), retained.bytes), (0, 0));
     }
 }

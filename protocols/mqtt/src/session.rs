@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::arena::Key;
+use crate::journal::Round;
 use crate::wire::{SubscribeOptions, Will};
 use crate::{Filter, Message, Principal, Qos, Topic};
 
@@ -13,8 +14,12 @@ use crate::{Filter, Message, Principal, Qos, Topic};
 pub(crate) struct Session {
     /// Whose it is; asked about deliveries even while the client is away.
     pub(crate) principal: Principal,
+    /// The number of its record; 0 for one that ends with its connection, or where nothing is kept.
+    pub(crate) record: u64,
     /// The connection it is on, if any.
     pub(crate) connection: Option<Key>,
+    /// The connection that will have it once its record is safe.
+    pub(crate) claimed: Option<Key>,
     /// How long it outlives a connection; `None` is as long as the limits allow.
     pub(crate) expiry: Option<Duration>,
     pub(crate) subscriptions: BTreeMap<Filter, SubscribeOptions>,
@@ -31,6 +36,8 @@ pub(crate) struct Session {
     pub(crate) retained: BTreeMap<Topic, SubscribeOptions>,
     /// QoS 2 messages taken from the client and not yet released by it.
     pub(crate) incoming: BTreeMap<u16, Incoming>,
+    /// Of a session that was put back: up to where its messages were sent, and whether its client was connected.
+    pub(crate) restored: Option<(u64, bool)>,
     /// Where this session stands in the list of matches now being gathered.
     pub(crate) mark: Mark,
 }
@@ -44,11 +51,11 @@ pub(crate) struct Mark {
 
 /// The state of a QoS 2 message on its way in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Incoming {
-    /// Its PUBREC waits for this ingress token.
-    Waiting(u64),
-    /// Its PUBREC may be (or was) sent.
-    Taken,
+pub(crate) struct Incoming {
+    /// The ingress token that its PUBREC waits for; 0 when it waits for none.
+    pub(crate) token: u64,
+    /// The changes that it waits for.
+    pub(crate) after: Round,
 }
 
 /// A message for one session.
@@ -61,6 +68,23 @@ pub(crate) struct Delivery {
     pub(crate) expires: Option<Instant>,
     /// The shared subscription it came through: if this session ends, another member may take it.
     pub(crate) shared: Option<Filter>,
+    /// Counts up in its session; the packet id is derived from it, and so is the same after a restart.
+    pub(crate) serial: u64,
+    /// Where it is kept, while it is in the queue; then its entry knows.
+    pub(crate) records: Records,
+    /// It may have been sent before.
+    pub(crate) is_again: bool,
+    /// The changes that have to be safe before it is sent.
+    pub(crate) after: Round,
+}
+
+/// The records of a delivery.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Records {
+    /// Its own number; 0 where it is not kept.
+    pub(crate) delivery: u64,
+    /// The number of a message that it shares with other deliveries.
+    pub(crate) message: Option<u64>,
 }
 
 /// QoS 1 and 2 messages sent and not finished, in the order they were sent, which is the order they are sent again.
@@ -72,8 +96,8 @@ pub(crate) struct Sent {
 
 /// One unfinished message.
 pub(crate) struct SentEntry {
-    /// Counts up; the packet id is derived from it.
-    serial: u64,
+    pub(crate) serial: u64,
+    pub(crate) records: Records,
     /// `None` once PUBREC has come: then only PUBREL remains to be sent again.
     pub(crate) delivery: Option<Delivery>,
 }
@@ -89,7 +113,9 @@ impl Session {
     pub(crate) fn new(principal: Principal) -> Self {
         Self {
             principal,
+            record: 0,
             connection: None,
+            claimed: None,
             expiry: Some(Duration::ZERO),
             subscriptions: BTreeMap::new(),
             will: None,
@@ -99,6 +125,7 @@ impl Session {
             queue: Queue::default(),
             retained: BTreeMap::new(),
             incoming: BTreeMap::new(),
+            restored: None,
             mark: Mark::default(),
         }
     }
@@ -119,59 +146,83 @@ impl Sent {
         self.entries.iter()
     }
 
-    /// Takes a message into flight and returns its packet id.
-    pub(crate) fn begin(&mut self, delivery: Delivery) -> u16 {
-        // Ids are handed out in turn, so one can only be in use still if the oldest is a whole round behind.
-        while self.entries.front().is_some_and(|oldest| self.next - oldest.serial >= IDS)
+    /// The serial of the next message for this session, whether it is sent at once or waits.
+    pub(crate) fn next_serial(&mut self) -> u64 {
+        // Ids are handed out in turn, so one can only be in use still if another is about a whole round behind; the
+        // queue is shorter than half a round.
+        while self.entries.front().is_some_and(|first| self.next.saturating_sub(first.serial) >= IDS / 2)
             && self.position(packet_id(self.next)).is_some()
         {
             self.next += 1;
         }
-        let serial = self.next;
         self.next += 1;
-        self.entries.push_back(SentEntry { serial, delivery: Some(delivery) });
+        self.next - 1
+    }
+
+    /// Every message before this serial has been sent, or was never to be.
+    pub(crate) fn sent_to(&self) -> u64 {
+        self.entries.iter().map(|entry| entry.serial + 1).max().unwrap_or_default()
+    }
+
+    /// A serial that was used before a restart.
+    pub(crate) fn reserve(&mut self, serial: u64) {
+        self.next = self.next.max(serial.saturating_add(1));
+    }
+
+    /// Takes a message into flight and returns its packet id.
+    pub(crate) fn begin(&mut self, mut delivery: Delivery) -> u16 {
+        let (serial, records) = (delivery.serial, std::mem::take(&mut delivery.records));
+        self.entries.push_back(SentEntry { serial, records, delivery: Some(delivery) });
         packet_id(serial)
     }
 
+    /// A message that its receiver has and that was not finished before a restart.
+    pub(crate) fn restore_released(&mut self, serial: u64, records: Records) {
+        self.entries.push_back(SentEntry { serial, records, delivery: None });
+    }
+
     /// PUBACK: the message is done. `None` if no QoS 1 message with that id is in flight.
-    pub(crate) fn acknowledge(&mut self, packet_id: u16) -> Option<Delivery> {
+    pub(crate) fn acknowledge(&mut self, packet_id: u16) -> Option<Records> {
         self.take_if(packet_id, |delivery| delivery.qos == Qos::AtLeastOnce)
     }
 
     /// PUBREC with an error: the message is done, undelivered.
-    pub(crate) fn reject(&mut self, packet_id: u16) -> Option<Delivery> {
+    pub(crate) fn reject(&mut self, packet_id: u16) -> Option<Records> {
         self.take_if(packet_id, |delivery| delivery.qos == Qos::ExactlyOnce)
     }
 
-    /// PUBREC: the receiver has the message. `false` if no QoS 2 message with that id is in flight.
-    pub(crate) fn receive(&mut self, packet_id: u16) -> bool {
-        let Some(position) = self.position(packet_id) else { return false };
+    /// PUBREC: the receiver has the message. `None` if no QoS 2 message with that id is in flight; else its entry, and
+    /// whether this is the first time that the receiver says so.
+    pub(crate) fn receive(&mut self, packet_id: u16) -> Option<(&mut SentEntry, bool)> {
+        let position = self.position(packet_id)?;
         let entry = &mut self.entries[position];
         match &entry.delivery {
-            Some(delivery) if delivery.qos != Qos::ExactlyOnce => false,
-            _ => {
+            Some(delivery) if delivery.qos != Qos::ExactlyOnce => None,
+            delivery => {
+                let is_first = delivery.is_some();
                 entry.delivery = None;
-                true
+                Some((entry, is_first))
             }
         }
     }
 
     /// The message is given up.
-    pub(crate) fn remove(&mut self, packet_id: u16) {
-        if let Some(position) = self.position(packet_id) {
-            self.entries.remove(position);
-        }
+    pub(crate) fn remove(&mut self, packet_id: u16) -> Option<Records> {
+        let position = self.position(packet_id)?;
+        self.entries.remove(position).map(|entry| entry.records)
     }
 
-    /// PUBCOMP: the message is done. `false` if it was not waited for.
-    pub(crate) fn complete(&mut self, packet_id: u16) -> bool {
-        match self.position(packet_id) {
-            Some(position) if self.entries[position].delivery.is_none() => {
-                self.entries.remove(position);
-                true
-            }
-            _ => false,
+    /// PUBCOMP: the message is done. `None` if it was not waited for.
+    pub(crate) fn complete(&mut self, packet_id: u16) -> Option<Records> {
+        let position = self.position(packet_id)?;
+        if self.entries[position].delivery.is_some() {
+            return None;
         }
+        self.entries.remove(position).map(|entry| entry.records)
+    }
+
+    pub(crate) fn records(&mut self) -> impl Iterator<Item = &mut Records> {
+        self.entries.iter_mut().map(|entry| &mut entry.records)
     }
 
     /// Everything that may still be given to someone else when the session ends: QoS 1 only, because a QoS 2 message
@@ -183,12 +234,12 @@ impl Sent {
             .filter(|delivery| delivery.qos == Qos::AtLeastOnce && delivery.shared.is_some())
     }
 
-    fn take_if(&mut self, packet_id: u16, fits: impl Fn(&Delivery) -> bool) -> Option<Delivery> {
+    fn take_if(&mut self, packet_id: u16, fits: impl Fn(&Delivery) -> bool) -> Option<Records> {
         let position = self.position(packet_id)?;
         if !self.entries[position].delivery.as_ref().is_some_and(fits) {
             return None;
         }
-        self.entries.remove(position)?.delivery
+        self.entries.remove(position).map(|entry| entry.records)
     }
 
     fn position(&self, packet_id: u16) -> Option<usize> {
@@ -208,6 +259,15 @@ impl Queue {
 
     pub(crate) fn is_empty(&self) -> bool {
         self.deliveries.is_empty()
+    }
+
+    /// The changes that have to be safe before the next one is sent.
+    pub(crate) fn next_after(&self) -> Round {
+        self.deliveries.front().map_or(0, |delivery| delivery.after)
+    }
+
+    pub(crate) fn records(&mut self) -> impl Iterator<Item = &mut Records> {
+        self.deliveries.iter_mut().map(|delivery| &mut delivery.records)
     }
 
     pub(crate) fn push(&mut self, delivery: Delivery) {
@@ -244,30 +304,52 @@ mod tests {
 
     fn delivery(qos: Qos) -> Delivery {
         let message = Arc::new(Message::new(Topic::new("a").unwrap(), "1").with_qos(qos));
-        Delivery { message, qos, retain: false, subscription_ids: Vec::new(), expires: None, shared: None }
+        Delivery {
+            message,
+            qos,
+            retain: false,
+            subscription_ids: Vec::new(),
+            expires: None,
+            shared: None,
+            serial: 0,
+            records: Records::default(),
+            is_again: false,
+            after: 0,
+        }
+    }
+
+    fn begin(sent: &mut Sent, qos: Qos) -> u16 {
+        let serial = sent.next_serial();
+        sent.begin(Delivery { serial, ..delivery(qos) })
     }
 
     #[test]
     fn a_packet_id_still_in_use_is_passed_over() {
         let mut sent = Sent::default();
-        let stuck = sent.begin(delivery(Qos::AtLeastOnce));
-        let second = sent.begin(delivery(Qos::AtLeastOnce));
+        let stuck = begin(&mut sent, Qos::AtLeastOnce);
+        let second = begin(&mut sent, Qos::AtLeastOnce);
         for _ in 0..65_533 {
-            let id = sent.begin(delivery(Qos::AtLeastOnce));
+            let id = begin(&mut sent, Qos::AtLeastOnce);
             assert!(sent.acknowledge(id).is_some());
         }
-        let id = sent.begin(delivery(Qos::AtLeastOnce));
+        let id = begin(&mut sent, Qos::AtLeastOnce);
         assert_eq!((stuck, second, id), (1, 2, 3));
     }
 
     #[test]
     fn an_acknowledgement_of_the_wrong_kind_changes_nothing() {
         let mut sent = Sent::default();
-        let one = sent.begin(delivery(Qos::AtLeastOnce));
-        let two = sent.begin(delivery(Qos::ExactlyOnce));
-        assert!(!sent.receive(one) && !sent.complete(two) && sent.acknowledge(two).is_none());
-        assert!(sent.receive(two) && sent.receive(two), "a repeated PUBREC is answered again");
-        assert!(sent.complete(two) && !sent.complete(two));
+        let one = begin(&mut sent, Qos::AtLeastOnce);
+        let two = begin(&mut sent, Qos::ExactlyOnce);
+        assert!(
+            sent.receive(one).is_none() && sent.complete(two).is_none() && sent.acknowledge(two).is_none()
+        );
+        assert!(sent.receive(two).is_some_and(|(_, is_first)| is_first));
+        assert!(
+            sent.receive(two).is_some_and(|(_, is_first)| !is_first),
+            "a repeated PUBREC is answered again"
+        );
+        assert!(sent.complete(two).is_some() && sent.complete(two).is_none());
         assert!(sent.acknowledge(one).is_some() && sent.acknowledge(one).is_none());
         assert_eq!(sent.len(), 0);
     }

@@ -24,8 +24,14 @@ impl Server {
         let address = listener.local_addr().unwrap();
         let stop = CancellationToken::new();
         let forwarded = forwarded.iter().map(|filter| Filter::new(filter).unwrap()).collect();
-        let config =
-            BrokerConfig { limits, listeners: vec![listener], forwarded, access: Box::new(Allow), seed: 1 };
+        let config = BrokerConfig {
+            limits,
+            listeners: vec![listener],
+            forwarded,
+            access: Box::new(Allow),
+            seed: 1,
+            shelves: None,
+        };
         let Started { handle, ingress, finished } = start(config, stop.clone()).unwrap();
         Self { address, handle, ingress, stop, finished }
     }

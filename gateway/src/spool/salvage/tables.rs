@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 
+use mqtt::Shelf;
 use rusqlite::types::Value;
 use rusqlite::{Connection, OptionalExtension as _, params_from_iter};
 
@@ -21,6 +22,8 @@ pub(in super::super) enum Table {
     Clock,
     Command,
     Blob,
+    /// What the MQTT broker keeps.
+    Kept(Shelf),
 }
 
 /// The new store's numbers of boots and channels, by the old one's.
@@ -103,6 +106,9 @@ impl Table {
             Self::Clock => Some(("clock", "id, boot, mono, offset, error, quality")),
             Self::Command => Some(("command", "n, id, channel, received, expires, outcome")),
             Self::Blob => Some(("blob", "key, value")),
+            Self::Kept(Shelf::State) => Some(("mqtt_state", "key, body, shelf")),
+            Self::Kept(Shelf::Message) => Some(("mqtt_message", "key, body, shelf")),
+            Self::Kept(Shelf::Delivery) => Some(("mqtt_delivery", "key, body, shelf")),
         }
     }
 }
@@ -113,6 +119,7 @@ pub(super) fn table_of(record: &Record) -> Option<Table> {
         [Text(_), Integer(_)] => Table::Meta,
         [Text(_), Blob(_)] => Table::Blob,
         [Null, Blob(uuid)] if uuid.len() == 16 => Table::Boot,
+        [Null, Blob(_), Integer(shelf)] => Table::Kept(Shelf::new(u8::try_from(*shelf).ok()?)?),
         [Null, Text(_), Text(_)] => Table::Channel,
         [Null, Integer(_), Text(_)] => Table::Gap,
         [Null, Integer(_), Integer(_)] => Table::Part,

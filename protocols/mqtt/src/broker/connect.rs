@@ -12,7 +12,7 @@ use mqtt_protocol_core::mqtt::result_code::ConnectReasonCode;
 use super::{Broker, ConnectionId, Event, Origin, Subscriber, Timer};
 use crate::access::{ConnectRequest, Principal, Verdict};
 use crate::arena::Key;
-use crate::connection::{Phase, Stall};
+use crate::connection::{Claim, Phase, Stall};
 use crate::session::Session;
 use crate::wire::{self, Connect, Version, kind};
 use crate::{ReasonCode, Topic};
@@ -87,6 +87,7 @@ impl Broker {
             return;
         }
 
+        self.journal.begin();
         self.take_over(now, &client_id);
         let held = self.by_client.get(&client_id).copied();
         if connect.clean_start
@@ -109,15 +110,41 @@ impl Broker {
         self.cancel_timers(session_key);
         let session = self.sessions.get_mut(session_key).expect("just found or made");
         session.principal = principal;
-        session.connection = Some(key);
+        session.claimed = Some(key);
         session.expiry = Some(
             connect
                 .session_expiry
                 .map_or(self.limits.session_expiry, |asked| asked.min(self.limits.session_expiry)),
         );
-        let granted_expiry = session.expiry;
-        session.will = connect.will;
+        self.keep_session(now, session_key);
+        let after = self.journal.promise();
+        let claim = Claim { connect, session: session_key, is_present: present.is_some(), assigned, after };
+        let connection = self.connections.get_mut(key).expect("the caller looked");
+        connection.phase = Phase::Claiming(Box::new(claim));
+        if after <= self.journal.settled() {
+            self.finish_claim(now, key);
+        } else {
+            connection.stall = Some(Stall::Record);
+            self.wait_for(key, after);
+        }
+    }
 
+    /// The session's record could not be stored.
+    pub(super) fn refuse_claim(&mut self, now: Instant, key: Key) {
+        let version = self.connections.get(key).map_or(Version::V311, |connection| connection.version);
+        self.refuse(now, key, version, ReasonCode::SERVER_UNAVAILABLE);
+    }
+
+    /// The session's record is safe: the client is connected.
+    pub(super) fn finish_claim(&mut self, now: Instant, key: Key) {
+        let Some(connection) = self.connections.get_mut(key) else { return };
+        let Phase::Claiming(claim) = std::mem::replace(&mut connection.phase, Phase::Opened) else { return };
+        let Claim { connect, session: session_key, is_present, assigned, after: _ } = *claim;
+        let Some(session) = self.sessions.get_mut(session_key) else { return };
+        session.claimed = None;
+        session.connection = Some(key);
+        session.will = connect.will;
+        let granted_expiry = session.expiry;
         let connection = self.connections.get_mut(key).expect("the caller looked");
         connection.phase = Phase::Connected { session: session_key };
         connection.keep_alive = Duration::from_secs(u64::from(connect.keep_alive_secs));
@@ -125,7 +152,6 @@ impl Broker {
         connection.receive_maximum = connect.receive_maximum.min(self.limits.window);
         connection.maximum_packet = connect.maximum_packet as usize;
         let silent_until = connection.silent_until();
-        let is_present = present.is_some();
         if connect.version == Version::V5 {
             let mut properties = Properties::new();
             let mut add = |property| properties.push(property);
@@ -155,11 +181,15 @@ impl Broker {
         self.set_connection_timer(key, silent_until);
         self.announce(key);
         self.resend(now, session_key);
+        self.resume(now, key, Stall::Record);
     }
 
     /// Ends the connection that holds this client id, if there is one [MQTT-3.1.4-3].
     fn take_over(&mut self, now: Instant, client_id: &str) {
-        let held = self.by_client.get(client_id).and_then(|session| self.sessions.get(*session)?.connection);
+        let held = self.by_client.get(client_id).and_then(|session| {
+            let session = self.sessions.get(*session)?;
+            session.connection.or(session.claimed)
+        });
         if let Some(connection) = held {
             self.counters.takeovers += 1;
             self.say_goodbye(connection, ReasonCode::SESSION_TAKEN_OVER);
@@ -224,6 +254,7 @@ impl Broker {
     pub(super) fn detach(&mut self, now: Instant, key: Key, with_will: bool) {
         let Some(session) = self.sessions.get_mut(key) else { return };
         session.connection = None;
+        session.claimed = None;
         session.retained.clear();
         if !with_will {
             session.will = None;
@@ -236,6 +267,8 @@ impl Broker {
         let expires = now + outlives;
         session.expires = Some(expires);
         self.deadlines.insert((expires, Timer::Expiry(key)));
+        self.write_session(now, key);
+        let Some(session) = self.sessions.get_mut(key) else { return };
         match &session.will {
             Some(will) if will.delay.is_zero() => self.publish_will(now, key),
             Some(will) => {
@@ -253,6 +286,7 @@ impl Broker {
     pub(super) fn end_session(&mut self, now: Instant, key: Key) {
         self.publish_will(now, key);
         self.cancel_timers(key);
+        self.forget_records(key);
         let Some(mut session) = self.sessions.remove(key) else { return };
         self.by_client.remove(&session.principal.client_id);
         for filter in session.subscriptions.keys() {

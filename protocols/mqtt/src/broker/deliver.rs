@@ -4,10 +4,12 @@ use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::Instant;
 
+use super::keep::keep;
 use super::{Broker, Event, LocalId, Origin, Subscriber, announce};
 use crate::arena::Key;
+use crate::journal::{Journal, later};
 use crate::router::Match;
-use crate::session::{Delivery, Mark, Session};
+use crate::session::{Delivery, Mark, Records, Session};
 use crate::wire::{Encoded, SubscribeOptions, Version, kind, write_ack};
 use crate::{Filter, Message, Qos};
 
@@ -26,14 +28,18 @@ struct FanOut<'a> {
     expires: Option<Instant>,
     expiry_secs: Option<u32>,
     forms: [Option<Encoded>; 4],
+    now: Instant,
+    /// Whether more than one session keeps it, and the number under which it is kept once the first does.
+    is_shared: bool,
+    number: Option<u64>,
 }
 
 impl Broker {
     /// Keeps a message if it is retained and gives it to everyone who subscribed. `from` is the session it came from.
     pub(super) fn route(&mut self, now: Instant, from: Option<Key>, origin: &Origin, message: &Arc<Message>) {
-        let expires = message.expiry().map(|expiry| now + expiry);
-        if message.retain && !self.retained.store(now, message, expires) {
-            self.counters.dropped_retained += 1;
+        let expires = message.expiry().map(|expiry| later(now, expiry));
+        if message.retain {
+            self.retain(now, origin, message, expires);
         }
         let mut found = std::mem::take(&mut self.found);
         let mut locals: Vec<LocalId> = Vec::new();
@@ -67,6 +73,13 @@ impl Broker {
             }
         });
         let mut fan = FanOut::new(message, now, expires);
+        if self.journal.is_on() && message.qos > Qos::AtMostOnce {
+            let is_kept = |hit: &&Found| {
+                hit.qos > Qos::AtMostOnce
+                    && self.sessions.get(hit.session).is_some_and(|session| session.record > 0)
+            };
+            fan.is_shared = found.iter().filter(is_kept).take(2).count() > 1;
+        }
         for hit in found.drain(..) {
             self.offer(hit, &mut fan);
         }
@@ -119,34 +132,51 @@ impl Broker {
             return;
         }
 
-        let delivery = |subscription_ids| Delivery {
+        let mut delivery = Delivery {
             message: fan.message.clone(),
             qos,
             retain,
-            subscription_ids,
+            subscription_ids: hit.subscription_ids,
             expires: fan.expires,
             shared: hit.shared,
+            serial: 0,
+            records: Records::default(),
+            is_again: false,
+            after: 0,
         };
+        // The receiver remembers the packet id from now until PUBREL: it must not be given to another message, nor this
+        // message come under another id, because the broker has forgotten both.
+        let is_bound = session.record > 0 && qos == Qos::ExactlyOnce;
         if let Some((key, connection)) = connection
+            && !is_bound
             && session.queue.is_empty()
             && session.retained.is_empty()
             && session.sent.len() < usize::from(connection.receive_maximum)
             && connection.output.len() < self.limits.output_bytes
         {
-            let delivery = delivery(hit.subscription_ids);
-            let form = fan.form(connection.version, true, &delivery.subscription_ids);
-            if form.len() > connection.maximum_packet {
+            let version = connection.version;
+            let mut is_too_large = false;
+            delivery.serial = session.sent.next_serial();
+            if session.record > 0 {
+                is_too_large =
+                    fan.form(version, true, &delivery.subscription_ids).len() > connection.maximum_packet;
+                if !is_too_large {
+                    fan.keep(&mut self.journal, session, &mut delivery);
+                    self.journal.hope();
+                }
+            }
+            let form = fan.form(version, true, &delivery.subscription_ids);
+            if is_too_large || form.len() > connection.maximum_packet {
                 self.counters.dropped_too_large += 1;
                 return;
             }
             self.counters.sent += 1;
-            let packet_id = session.sent.begin(delivery.clone());
+            let packet_id = session.sent.begin(delivery);
             form.write(&mut connection.output, false, qos, retain, packet_id);
             announce(&mut self.events, key, connection);
             return;
         }
 
-        let delivery = delivery(hit.subscription_ids);
         let weight = delivery.weight();
         if session.queue.len() >= self.limits.queue_messages
             || session.queue.bytes() + weight > self.limits.queue_bytes
@@ -156,7 +186,16 @@ impl Broker {
             return;
         }
         self.queued_bytes += weight;
+        delivery.serial = session.sent.next_serial();
+        fan.keep(&mut self.journal, session, &mut delivery);
+        if is_bound {
+            delivery.after = self.journal.promise_all();
+        }
+        let (after, connection) = (delivery.after, session.connection);
         session.queue.push(delivery);
+        if let Some(key) = connection {
+            self.wait_for(key, after);
+        }
     }
 
     /// Sends what waits, as far as the window and the output allow: retained messages first, then the queue.
@@ -167,7 +206,13 @@ impl Broker {
         }
         let Some(connection_key) = session.connection else { return };
         let Some(connection) = self.connections.get_mut(connection_key) else { return };
+        if !session.retained.is_empty() && !connection.deferred.is_empty() {
+            // Behind the SUBACK, which waits itself.
+            return;
+        }
         let window = usize::from(connection.receive_maximum);
+        let settled = self.journal.settled();
+        let mut after = 0;
         while connection.output.len() < self.limits.output_bytes {
             let is_open = session.sent.len() < window;
             let delivery = if let Some((topic, options)) = session.retained.first_key_value() {
@@ -183,12 +228,27 @@ impl Broker {
                     subscription_ids: ids(*options),
                     expires: kept.expires,
                     shared: None,
+                    serial: 0,
+                    records: Records::default(),
+                    is_again: false,
+                    after: 0,
                 });
                 session.retained.pop_first();
                 match delivery {
-                    Some(delivery)
+                    Some(mut delivery)
                         if self.access.may_receive(&session.principal, &delivery.message.topic) =>
                     {
+                        if qos != Qos::AtMostOnce {
+                            delivery.serial = session.sent.next_serial();
+                            keep(&mut self.journal, now, session.record, &mut delivery, None);
+                        }
+                        if session.record > 0 && qos == Qos::ExactlyOnce {
+                            // As in `offer`. What is kept now is newer than all that waits.
+                            delivery.after = self.journal.promise_all();
+                            self.queued_bytes += delivery.weight();
+                            session.queue.push(delivery);
+                            continue;
+                        }
                         delivery
                     }
                     // Cleared since it was found, or not for this client.
@@ -196,6 +256,10 @@ impl Broker {
                 }
             } else {
                 if session.queue.is_empty() || !is_open {
+                    break;
+                }
+                after = session.queue.next_after();
+                if after > settled {
                     break;
                 }
                 let bytes = session.queue.bytes();
@@ -206,6 +270,7 @@ impl Broker {
             let left = Left::new(now, delivery.expires);
             if matches!(left, Left::Nothing) {
                 self.counters.dropped_expired += 1;
+                self.journal.release(delivery.records);
                 continue;
             }
             let expiry_secs = left.interval();
@@ -215,15 +280,19 @@ impl Broker {
             let form = Encoded::new(connection.version, &delivery.message, has_id, expiry_secs, ids);
             if form.len() > connection.maximum_packet {
                 self.counters.dropped_too_large += 1;
+                self.journal.release(delivery.records);
                 continue;
             }
             self.counters.sent += 1;
+            let is_again = delivery.is_again;
+            self.counters.resent += u64::from(is_again);
             let packet_id = if has_id { session.sent.begin(delivery) } else { 0 };
-            form.write(&mut connection.output, false, qos, retain, packet_id);
+            form.write(&mut connection.output, is_again, qos, retain, packet_id);
         }
         if !connection.output.is_empty() {
             announce(&mut self.events, connection_key, connection);
         }
+        self.wait_for(connection_key, after);
     }
 
     /// After a reconnect: everything in flight again, in its order, then the queue [MQTT-4.4.0-1].
@@ -233,11 +302,15 @@ impl Broker {
             return;
         };
         let mut too_large = Vec::new();
+        // PUBREL says that the message will not come again: only once that is safe.
+        let (after, settled) = (self.journal.promise_all(), self.journal.settled());
         for entry in session.sent.iter() {
             let packet_id = entry.packet_id();
             let Some(delivery) = &entry.delivery else {
-                let out = &mut connection.output;
-                write_ack(out, connection.version, kind::PUBREL, packet_id, crate::ReasonCode::SUCCESS);
+                let mut packet = Vec::new();
+                let version = connection.version;
+                write_ack(&mut packet, version, kind::PUBREL, packet_id, crate::ReasonCode::SUCCESS);
+                connection.defer(&packet, after, settled);
                 continue;
             };
             // What is in flight is sent again even if it has expired since: its id has to come free.
@@ -255,7 +328,12 @@ impl Broker {
         }
         for packet_id in too_large {
             self.counters.dropped_too_large += 1;
-            session.sent.remove(packet_id);
+            if let Some(records) = session.sent.remove(packet_id) {
+                self.journal.release(records);
+            }
+        }
+        if let Some(connection) = session.connection {
+            self.wait_for(connection, after);
         }
         self.pump(now, key);
     }
@@ -282,7 +360,14 @@ impl Found {
 impl<'a> FanOut<'a> {
     fn new(message: &'a Arc<Message>, now: Instant, expires: Option<Instant>) -> Self {
         let expiry_secs = Left::new(now, expires).interval();
-        Self { message, expires, expiry_secs, forms: [None, None, None, None] }
+        let forms = [None, None, None, None];
+        Self { message, expires, expiry_secs, forms, now, is_shared: false, number: None }
+    }
+
+    /// Writes the delivery down, where its session is kept.
+    fn keep(&mut self, journal: &mut Journal, session: &Session, delivery: &mut Delivery) {
+        let number = self.is_shared.then_some(&mut self.number);
+        keep(journal, self.now, session.record, delivery, number);
     }
 
     /// The packet for a subscriber of this version; subscription ids make it its own.

@@ -3,11 +3,12 @@
 use std::sync::Arc;
 use std::time::Instant;
 
+use super::keep::keep_released;
 use super::{Broker, Event, IngressOrigin, IngressToken, Origin};
 use crate::arena::Key;
 use crate::connection::{Owed, Phase, Stall};
 use crate::session::Incoming;
-use crate::wire::{Ack, Frame, PublishView, Version, kind, write_ack};
+use crate::wire::{Ack, Frame, PublishView, Version, kind};
 use crate::{Qos, ReasonCode, Topic};
 
 /// Whether a packet was taken, or has to be offered again later.
@@ -40,7 +41,7 @@ impl Broker {
             kind::PUBREL => self.handle_pubrel(key, session, Ack::read(version, frame.body)?),
             kind::PUBCOMP => self.handle_pubcomp(now, session, Ack::read(version, frame.body)?),
             kind::SUBSCRIBE => self.handle_subscribe(now, key, session, frame.body)?,
-            kind::UNSUBSCRIBE => self.handle_unsubscribe(key, session, frame.body)?,
+            kind::UNSUBSCRIBE => self.handle_unsubscribe(now, key, session, frame.body)?,
             kind::PINGREQ => {
                 connection.output.extend_from_slice(&[kind::PINGRESP << 4, 0]);
                 self.announce(key);
@@ -72,11 +73,11 @@ impl Broker {
             && let Some(state) = session.incoming.get(&packet_id)
         {
             // Sent again: taken once already, acknowledged as far as it is known.
-            let (token, reason) = match state {
-                Incoming::Waiting(token) => (*token, None),
-                Incoming::Taken => (0, Some(ReasonCode::SUCCESS)),
-            };
-            connection.owe(Owed { kind: kind::PUBREC, packet_id, token, reason });
+            let Incoming { token, after } = *state;
+            let reason = (token == 0).then_some(ReasonCode::SUCCESS);
+            let owed = Owed { kind: kind::PUBREC, packet_id, token, after, reason };
+            connection.owe(owed, self.journal.settled());
+            self.wait_for(key, after);
             self.announce(key);
             return Ok(Flow::Taken);
         }
@@ -126,6 +127,7 @@ impl Broker {
         }
 
         self.counters.received += 1;
+        self.journal.begin();
         let session = self.sessions.get(session_key).expect("looked up above");
         let client_id = session.principal.client_id.clone();
         if !self.may_publish(&session.principal, &topic, view.retain) {
@@ -173,15 +175,20 @@ impl Broker {
         }
         let kind = if qos == Qos::AtLeastOnce { kind::PUBACK } else { kind::PUBREC };
         // A refused QoS 2 message ends with its PUBREC; any other is remembered until PUBREL.
-        if qos == Qos::ExactlyOnce
-            && !reason.is_some_and(ReasonCode::is_error)
-            && let Some(session) = self.sessions.get_mut(session)
+        let is_remembered = qos == Qos::ExactlyOnce && !reason.is_some_and(ReasonCode::is_error);
+        if is_remembered {
+            self.note_incoming(session, packet_id, Incoming { token, after: 0 });
+        }
+        let after = self.journal.promise();
+        if is_remembered
+            && let Some(incoming) =
+                self.sessions.get_mut(session).and_then(|session| session.incoming.get_mut(&packet_id))
         {
-            let state = if token == 0 { Incoming::Taken } else { Incoming::Waiting(token) };
-            session.incoming.insert(packet_id, state);
+            incoming.after = after;
         }
         if let Some(connection) = self.connections.get_mut(key) {
-            connection.owe(Owed { kind, packet_id, token, reason });
+            connection.owe(Owed { kind, packet_id, token, after, reason }, self.journal.settled());
+            self.wait_for(key, after);
             self.announce(key);
         }
     }
@@ -199,21 +206,24 @@ impl Broker {
         }
         let Some(session) = self.sessions.get_mut(origin.session) else { return };
         if origin.qos == Qos::ExactlyOnce
-            && session.incoming.get(&origin.packet_id) == Some(&Incoming::Waiting(token))
+            && let Some(incoming) = session.incoming.get_mut(&origin.packet_id)
+            && incoming.token == token
         {
-            match stored {
-                Ok(()) => session.incoming.insert(origin.packet_id, Incoming::Taken),
+            if stored.is_ok() {
+                incoming.token = 0;
+            } else {
                 // The client will send it anew, and then it is a new message.
-                Err(_) => session.incoming.remove(&origin.packet_id),
-            };
+                self.forget_incoming(origin.session, origin.packet_id);
+            }
         }
+        let Some(session) = self.sessions.get(origin.session) else { return };
         let Some(key) = session.connection else { return };
         let Some(connection) = self.connections.get_mut(key) else { return };
         let reason = stored.err().unwrap_or(ReasonCode::SUCCESS);
         for owed in connection.owed.iter_mut().filter(|owed| owed.token == token) {
             owed.reason = Some(reason);
         }
-        if !connection.settle() {
+        if !connection.settle(self.journal.settled()) {
             // Before 5.0 "not stored" has no words: without an acknowledgement the client sends it again.
             self.close(now, key, true);
             return;
@@ -226,7 +236,8 @@ impl Broker {
         let held = self.sessions.get_mut(session).expect("a connected client has a session");
         // An id that is not in flight is passed over: after a reconnect with a new session a client may well
         // acknowledge what the old one sent.
-        if held.sent.acknowledge(ack.packet_id).is_some() {
+        if let Some(records) = held.sent.acknowledge(ack.packet_id) {
+            self.journal.release(records);
             self.pump(now, session);
         }
     }
@@ -234,31 +245,40 @@ impl Broker {
     fn handle_pubrec(&mut self, now: Instant, key: Key, session: Key, ack: Ack) {
         let held = self.sessions.get_mut(session).expect("a connected client has a session");
         if ack.reason.is_error() {
-            if held.sent.reject(ack.packet_id).is_some() {
+            if let Some(records) = held.sent.reject(ack.packet_id) {
+                self.journal.release(records);
                 self.pump(now, session);
             }
             return;
         }
-        let is_known = held.sent.receive(ack.packet_id);
-        let reason = if is_known { ReasonCode::SUCCESS } else { ReasonCode::PACKET_ID_NOT_FOUND };
-        let connection = self.connections.get_mut(key).expect("the caller looked");
-        write_ack(&mut connection.output, connection.version, kind::PUBREL, ack.packet_id, reason);
-        self.announce(key);
+        let record = held.record;
+        let (after, reason) = match held.sent.receive(ack.packet_id) {
+            None => (0, ReasonCode::PACKET_ID_NOT_FOUND),
+            Some((entry, true)) => {
+                self.journal.begin();
+                keep_released(&mut self.journal, record, entry.serial, &mut entry.records);
+                (self.journal.promise(), ReasonCode::SUCCESS)
+            }
+            Some((_, false)) => (self.journal.promise_all(), ReasonCode::SUCCESS),
+        };
+        self.defer_ack(key, after, kind::PUBREL, ack.packet_id, reason);
     }
 
     fn handle_pubrel(&mut self, key: Key, session: Key, ack: Ack) {
-        let held = self.sessions.get_mut(session).expect("a connected client has a session");
+        self.journal.begin();
         // Answered even if the id is unknown: the client may have lost our first answer [MQTT-4.3.3-11].
-        let is_known = held.incoming.remove(&ack.packet_id).is_some();
+        let is_known = self.forget_incoming(session, ack.packet_id);
         let reason = if is_known { ReasonCode::SUCCESS } else { ReasonCode::PACKET_ID_NOT_FOUND };
-        let connection = self.connections.get_mut(key).expect("the caller looked");
-        write_ack(&mut connection.output, connection.version, kind::PUBCOMP, ack.packet_id, reason);
-        self.announce(key);
+        // The client may use the id for another message as soon as it has this. One that is not known may have been
+        // forgotten a moment ago.
+        let after = if is_known { self.journal.promise() } else { self.journal.promise_all() };
+        self.defer_ack(key, after, kind::PUBCOMP, ack.packet_id, reason);
     }
 
     fn handle_pubcomp(&mut self, now: Instant, session: Key, ack: Ack) {
         let held = self.sessions.get_mut(session).expect("a connected client has a session");
-        if held.sent.complete(ack.packet_id) {
+        if let Some(records) = held.sent.complete(ack.packet_id) {
+            self.journal.release(records);
             self.pump(now, session);
         }
     }

@@ -112,9 +112,12 @@ impl Broker {
         connection.input = Vec::new();
         connection.owed.clear();
         connection.owed_pubacks = 0;
+        connection.deferred.clear();
         let phase = std::mem::replace(&mut connection.phase, Phase::Closing);
-        if let Phase::Connected { session } = phase {
-            self.detach(now, session, with_will);
+        match phase {
+            Phase::Connected { session } => self.detach(now, session, with_will),
+            Phase::Claiming(claim) => self.detach(now, claim.session, false),
+            _ => {}
         }
     }
 

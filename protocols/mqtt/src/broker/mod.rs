@@ -12,6 +12,7 @@
 mod connect;
 mod deliver;
 mod inbound;
+mod keep;
 mod lifecycle;
 mod subscribe;
 
@@ -23,12 +24,14 @@ use std::time::{Duration, Instant};
 use crate::access::{Access, Allow, Peer, Transport, Verdict};
 use crate::arena::{Arena, Key};
 use crate::connection::{Connection, Phase, Stall};
+use crate::journal::{Journal, Round};
 use crate::retained::Retained;
 use crate::router::Router;
 use crate::session::Session;
 use crate::wire::{SubscribeOptions, Version};
 use crate::{Counters, Filter, Limits, Message, Qos, ReasonCode};
 use deliver::Found;
+pub use keep::Restored;
 
 /// An MQTT server without sockets; see the [module](self).
 pub struct Broker {
@@ -41,6 +44,9 @@ pub struct Broker {
     router: Router<Subscriber, SubscribeOptions>,
     forwarded: Router<(), ()>,
     retained: Retained,
+    journal: Journal,
+    /// Connections that wait for changes to be safe, in the order of those.
+    waiting_for_round: VecDeque<(Round, Key)>,
     deadlines: BTreeSet<(Instant, Timer)>,
     events: VecDeque<Event>,
     /// Messages handed out as ingress and not yet acknowledged, by token.
@@ -180,6 +186,8 @@ impl Broker {
             router: Router::new(),
             forwarded: Router::new(),
             retained,
+            journal: Journal::default(),
+            waiting_for_round: VecDeque::new(),
             deadlines: BTreeSet::new(),
             events: VecDeque::new(),
             ingress: HashMap::new(),

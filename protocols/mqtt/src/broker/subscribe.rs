@@ -17,6 +17,7 @@ impl Broker {
     ) -> Result<(), ReasonCode> {
         let version = self.connections.get(key).expect("the caller looked").version;
         let subscribe = Subscribe::read(version, body)?;
+        self.journal.begin();
         let mut codes = Vec::with_capacity(subscribe.entries.len());
         for (text, options) in subscribe.entries {
             let code = self.subscribe(now, session, text, options);
@@ -27,6 +28,7 @@ impl Broker {
             let is_failure = code.is_error() && version != Version::V5;
             codes.push(if is_failure { ReasonCode::UNSPECIFIED.0 } else { code.0 });
         }
+        self.write_session(now, session);
         self.write_codes(key, kind::SUBACK, subscribe.packet_id, &codes);
         // Behind the SUBACK, so that a client that waits for it first is served as it expects.
         self.pump(now, session);
@@ -60,12 +62,14 @@ impl Broker {
 
     pub(super) fn handle_unsubscribe(
         &mut self,
+        now: Instant,
         key: Key,
         session: Key,
         body: &[u8],
     ) -> Result<(), ReasonCode> {
         let version = self.connections.get(key).expect("the caller looked").version;
         let unsubscribe = Unsubscribe::read(version, body)?;
+        self.journal.begin();
         let held = self.sessions.get_mut(session).expect("a connected client has a session");
         let mut codes = Vec::with_capacity(unsubscribe.filters.len());
         for text in unsubscribe.filters {
@@ -79,22 +83,23 @@ impl Broker {
             };
             codes.push(code.0);
         }
+        self.write_session(now, session);
         // Before 5.0 UNSUBACK carries no codes.
         let codes = if version == Version::V5 { &codes[..] } else { &[] };
         self.write_codes(key, kind::UNSUBACK, unsubscribe.packet_id, codes);
         Ok(())
     }
 
-    /// Writes SUBACK or UNSUBACK.
+    /// Sends SUBACK or UNSUBACK once what it says is safe.
     fn write_codes(&mut self, key: Key, kind: u8, packet_id: u16, codes: &[u8]) {
-        let connection = self.connections.get_mut(key).expect("the caller looked");
-        let properties: &[u8] = if connection.version == Version::V5 { &[0] } else { &[] };
-        let out = &mut connection.output;
-        out.push(kind << 4);
-        write_length(out, 2 + properties.len() + codes.len());
+        let version = self.connections.get(key).expect("the caller looked").version;
+        let properties: &[u8] = if version == Version::V5 { &[0] } else { &[] };
+        let mut out = vec![kind << 4];
+        write_length(&mut out, 2 + properties.len() + codes.len());
         out.extend_from_slice(&packet_id.to_be_bytes());
         out.extend_from_slice(properties);
         out.extend_from_slice(codes);
-        self.announce(key);
+        let after = self.journal.promise();
+        self.defer(key, after, &out);
     }
 }

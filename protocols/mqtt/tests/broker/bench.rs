@@ -3,12 +3,19 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use mqtt::{Broker, ConnectionId, Event, Limits, Peer, Transport};
+use bytes::Bytes;
+use mqtt::{
+    Broker, Change, ConnectionId, Event, Limits, Peer, ReasonCode, Record, Restored, Shelf, Transport,
+};
 
 pub struct Bench {
     pub now: Instant,
     pub broker: Broker,
     pub events: Vec<Event>,
+    /// What is kept over a restart.
+    pub disk: BTreeMap<(Shelf, u64), Bytes>,
+    limits: Limits,
+    start: Instant,
     closed: Vec<ConnectionId>,
     unread: BTreeMap<ConnectionId, Vec<u8>>,
 }
@@ -19,12 +26,67 @@ pub struct Packet(pub u8, pub Vec<u8>);
 
 impl Bench {
     pub fn new(limits: Limits) -> Self {
+        let now = Instant::now();
         Self {
-            now: Instant::now(),
-            broker: Broker::new(limits, 42),
+            now,
+            broker: Broker::new(limits.clone(), 42),
             events: Vec::new(),
+            disk: BTreeMap::new(),
+            limits,
+            start: now,
             closed: Vec::new(),
             unread: BTreeMap::new(),
+        }
+    }
+
+    /// A broker that keeps what it has to on [`Bench::disk`].
+    pub fn keeping(limits: Limits) -> Self {
+        let mut bench = Self::new(limits);
+        bench.restart();
+        bench
+    }
+
+    /// As after `kill -9`: what was not stored is gone, and so is every connection.
+    pub fn restart(&mut self) -> Restored {
+        self.broker = Broker::new(self.limits.clone(), 42);
+        self.events.clear();
+        self.closed.clear();
+        self.unread.clear();
+        let records = self.disk.iter().map(|((shelf, key), body)| Record {
+            shelf: *shelf,
+            key: *key,
+            body: body.clone(),
+        });
+        let unix_ms = 1_800_000_000_000 + (self.now - self.start).as_millis() as u64;
+        self.broker.restore(self.now, unix_ms, records.collect())
+    }
+
+    /// Stores whatever waits; how many records that were.
+    pub fn store(&mut self) -> usize {
+        let mut count = 0;
+        while let Some(changes) = self.broker.take_changes() {
+            count += changes.len();
+            self.write(changes);
+            self.broker.settle_changes(self.now, Ok(()));
+            self.obey();
+        }
+        count
+    }
+
+    /// Takes what waits and cannot store it.
+    pub fn fail_to_store(&mut self) {
+        if self.broker.take_changes().is_some() {
+            self.broker.settle_changes(self.now, Err(ReasonCode::QUOTA_EXCEEDED));
+            self.obey();
+        }
+    }
+
+    pub fn write(&mut self, changes: Vec<Change>) {
+        for Change { shelf, key, body } in changes {
+            match body {
+                Some(body) => self.disk.insert((shelf, key), body),
+                None => self.disk.remove(&(shelf, key)),
+            };
         }
     }
 

@@ -2,6 +2,8 @@
 #![allow(clippy::unwrap_used, reason = "a test that fails here has failed")]
 
 mod bench;
+mod durable;
+mod restarts;
 mod sessions;
 mod subscriptions;
 

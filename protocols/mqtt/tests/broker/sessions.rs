@@ -239,6 +239,6 @@ fn an_expired_message_is_not_sent() {
     bench.wait(10 * SECOND);
     let id = bench.open();
     let packets = bench.send(id, &persistent);
-    assert_eq!(packets[1..], [Packet(0x32, publish_body(2, 1, "t", Some(&[2, 0, 0, 0, 40]), b"long"))]);
+    assert_eq!(packets[1..], [Packet(0x32, publish_body(2, 2, "t", Some(&[2, 0, 0, 0, 40]), b"long"))]);
     assert_eq!(bench.broker.counters().dropped_expired, 1);
 }
