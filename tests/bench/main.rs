@@ -6,6 +6,7 @@
 
 mod coap;
 mod drain;
+mod durable;
 mod footprint;
 mod load;
 mod mend;
@@ -54,9 +55,10 @@ fn usage(problem: &str) -> ExitCode {
 type Bench = fn(usize, &mut Report);
 
 /// All of them, in the order they run.
-const BENCHES: [(&str, Bench); 8] = [
+const BENCHES: [(&str, Bench); 9] = [
     ("fan-in", mqtt::fan_in),
     ("fan-out", mqtt::fan_out),
+    ("durable", durable::run),
     ("coap", coap::run),
     ("spool", spool::run),
     ("drain", drain::run),
