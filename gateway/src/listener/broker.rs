@@ -152,6 +152,8 @@ struct Core {
     hurried: Notify,
     dropped_deliveries: Cell<u64>,
     dropped_ingress: Cell<u64>,
+    /// Connections that have gone since memory was given back last.
+    gone: Cell<usize>,
 }
 
 /// Starts the broker on a thread of its own; it ends when `stop` is cancelled.
@@ -199,6 +201,7 @@ pub fn start(config: BrokerConfig, stop: CancellationToken) -> io::Result<Starte
             hurried: Notify::new(),
             dropped_deliveries: Cell::new(0),
             dropped_ingress: Cell::new(0),
+            gone: Cell::new(0),
         });
         LocalSet::new().block_on(&runtime, async {
             for listener in listeners {
@@ -354,8 +357,16 @@ impl Core {
     fn gone(&self, id: ConnectionId) {
         self.slots.borrow_mut().forget(id);
         self.drive(|broker, now| broker.handle_gone(now, id));
-        if self.broker.borrow().connection_count() == 0 {
+        let count = self.broker.borrow().connection_count();
+        if count == 0 {
             self.emptied.notify_one();
+        }
+        let gone = self.gone.get() + 1;
+        // After a crowd, not with every client that comes and goes.
+        let is_much = gone >= CROWD && gone > count;
+        self.gone.set(if is_much { 0 } else { gone });
+        if is_much {
+            give_memory_back();
         }
     }
 
@@ -377,6 +388,16 @@ impl Core {
             dropped_deliveries: self.dropped_deliveries.get(),
             dropped_ingress: self.dropped_ingress.get(),
         }
+    }
+}
+
+/// The allocator of glibc keeps what is free behind something that is not, until it is asked.
+#[cfg_attr(target_env = "gnu", expect(unsafe_code, reason = "malloc_trim(3) has no wrapper"))]
+fn give_memory_back() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: may be called at any time by any thread.
+    unsafe {
+        libc::malloc_trim(0);
     }
 }
 
@@ -475,6 +496,9 @@ const READ_BYTES: usize = 32 << 10;
 
 /// How long connections may take for the last bytes when the broker stops.
 const GOODBYE: Duration = Duration::from_secs(2);
+
+/// So many connections have to go before memory is given back.
+const CROWD: usize = 512;
 
 /// How long accepting rests after it failed.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
