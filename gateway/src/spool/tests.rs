@@ -370,7 +370,8 @@ proptest! {
 #[test]
 fn what_the_mqtt_broker_keeps_is_there_again_also_out_of_a_damaged_store() {
     let directory = TempDir::new().unwrap();
-    let body = |key: u64| bytes::Bytes::from(vec![key as u8; if key % 10 == 0 { 9_000 } else { 300 }]);
+    let body =
+        |key: u64| bytes::Bytes::from(vec![key as u8; if key.is_multiple_of(10) { 9_000 } else { 300 }]);
     let mut expected = Vec::new();
     for shelf in [mqtt::Shelf::State, mqtt::Shelf::Message, mqtt::Shelf::Delivery] {
         expected.extend((1..=80).map(|key| mqtt::Record { shelf, key: key << 50, body: body(key) }));
