@@ -10,7 +10,7 @@ use harness::{MqttClient, Process, Scratch, Tidegate, binary, quoted, tool, wait
 
 const SECOND: Duration = Duration::from_secs(1);
 
-const RULES: &str = r##"
+const RULES: &str = r#"
 [[mqtt.rule]]
 users = ["panel"]
 publish = ["site/%c/#"]
@@ -19,7 +19,7 @@ subscribe = ["site/#", "tidegate/#"]
 [[mqtt.rule]]
 users = ["anonymous"]
 subscribe = ["public/#"]
-"##;
+"#;
 
 /// The hash that `tidegate passwd` makes.
 fn passwd(password: &str) -> String {
