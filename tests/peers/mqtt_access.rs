@@ -136,7 +136,7 @@ fn what_no_rule_allows_is_refused_in_the_words_of_each_version_and_a_reload_coun
     let delivered = |topic: &str| {
         publish(gateway.mqtt(), topic, &[&login[..], &["-i", "p1"]].concat());
         let line = format!("{topic} x");
-        wait_until(2 * SECOND, || hearer.lines().iter().any(|heard| *heard == line).then_some(())).is_some()
+        wait_until(2 * SECOND, || hearer.lines().contains(&line).then_some(())).is_some()
     };
     tables = tables.replace("\"site/#\", \"tidegate/#\"", "\"site/p1/a\"");
     gateway.configure("", &tables);

@@ -1,6 +1,6 @@
 //! Passwords: as they are, or as the hash that `tidegate passwd` makes (Argon2id, RFC 9106, in the PHC string format).
 
-use argon2::{Algorithm, Argon2, Params, Version};
+use argon2::{Algorithm, Argon2, Block, Params, Version};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD_NO_PAD as BASE64;
 
@@ -78,8 +78,7 @@ impl Hashed {
 
     fn is(&self, candidate: &[u8]) -> bool {
         let mut hash = vec![0; self.hash.expose().len()];
-        let argon2 = Argon2::new(Algorithm::Argon2id, Version::V0x13, self.params.clone());
-        argon2.hash_password_into(candidate, &self.salt, &mut hash).is_ok() && self.hash.is(&hash)
+        work_out(&self.params, candidate, &self.salt, &mut hash).is_ok() && self.hash.is(&hash)
     }
 }
 
@@ -96,11 +95,15 @@ impl std::fmt::Debug for Hashed {
 pub fn hash(password: &[u8], salt: [u8; 16]) -> Result<String, String> {
     let params = Params::new(MEMORY_KIB, PASSES, 1, Some(32)).map_err(|error| error.to_string())?;
     let mut hash = [0; 32];
-    Argon2::new(Algorithm::Argon2id, Version::V0x13, params)
-        .hash_password_into(password, &salt, &mut hash)
-        .map_err(|error| error.to_string())?;
+    work_out(&params, password, &salt, &mut hash).map_err(|error| error.to_string())?;
     let (salt, hash) = (BASE64.encode(salt), BASE64.encode(hash));
     Ok(format!("$argon2id$v=19$m={MEMORY_KIB},t={PASSES},p=1${salt}${hash}"))
+}
+
+fn work_out(params: &Params, password: &[u8], salt: &[u8], hash: &mut [u8]) -> argon2::Result<()> {
+    let mut memory = vec![Block::default(); params.block_count()];
+    Argon2::new(Algorithm::Argon2id, Version::V0x13, params.clone())
+        .hash_password_into_with_memory(password, salt, hash, &mut memory)
 }
 
 /// 9 MiB and four passes: one of the equal choices of OWASP's password storage cheat sheet, the one for little memory.
