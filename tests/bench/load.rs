@@ -14,7 +14,7 @@ pub(crate) struct Conn {
     next_id: u16,
     /// PUBLISH packets received.
     pub(crate) received: u64,
-    /// PUBACK packets received.
+    /// PUBACK and PUBCOMP packets received.
     pub(crate) acknowledged: u64,
 }
 
@@ -78,13 +78,20 @@ impl Conn {
             match first >> 4 {
                 3 => {
                     self.received += 1;
-                    if first & 0x06 != 0 {
+                    let qos = first >> 1 & 3;
+                    if qos > 0 {
                         let topic = usize::from(u16::from_be_bytes([self.held[body], self.held[body + 1]]));
                         let id = body + 2 + topic;
-                        self.out.extend_from_slice(&[0x40, 2, self.held[id], self.held[id + 1]]);
+                        let answer = if qos == 1 { 0x40 } else { 0x50 };
+                        self.out.extend_from_slice(&[answer, 2, self.held[id], self.held[id + 1]]);
                     }
                 }
-                4 => self.acknowledged += 1,
+                4 | 7 => self.acknowledged += 1,
+                // PUBREC and PUBREL ask for the next step.
+                kind @ (5 | 6) => {
+                    let answer = if kind == 5 { 0x62 } else { 0x70 };
+                    self.out.extend_from_slice(&[answer, 2, self.held[body], self.held[body + 1]]);
+                }
                 _ => {}
             }
             at = end;

@@ -5,16 +5,26 @@ use std::time::{Duration, Instant};
 use harness::{Mosquitto, Process, Tidegate};
 
 use crate::load::{Conn, wait};
-use crate::report::Report;
+use crate::report::{Limit, Report};
 
 /// Twenty publishers, one subscriber, at most a thousand messages on their way.
 pub(crate) fn fan_in(rounds: usize, report: &mut Report) {
-    compare("fan-in 20→1", Shape { publishers: 20, subscribers: 1, window: 1000 }, rounds, report);
+    compare(
+        "fan-in 20→1",
+        Shape { publishers: 20, subscribers: 1, window: 1000, at_least: 2.5 },
+        rounds,
+        report,
+    );
 }
 
 /// One publisher, a hundred subscribers, at most twenty messages on their way.
 pub(crate) fn fan_out(rounds: usize, report: &mut Report) {
-    compare("fan-out 1→100", Shape { publishers: 1, subscribers: 100, window: 20 }, rounds, report);
+    compare(
+        "fan-out 1→100",
+        Shape { publishers: 1, subscribers: 100, window: 20, at_least: 5.0 },
+        rounds,
+        report,
+    );
 }
 
 #[derive(Clone, Copy)]
@@ -23,12 +33,14 @@ struct Shape {
     subscribers: usize,
     /// Published and not yet delivered to every subscriber, nor acknowledged.
     window: u64,
+    /// How many times as many messages as mosquitto.
+    at_least: f64,
 }
 
 fn compare(name: &str, shape: Shape, rounds: usize, report: &mut Report) {
     let mosquitto = Mosquitto::start();
     let gateway = Tidegate::builder().start();
-    for qos in [0, 1] {
+    for qos in [0, 1, 2] {
         let mut figures: [Vec<(f64, f64)>; 2] = [Vec::new(), Vec::new()];
         for round in 0..rounds {
             for turn in 0..2 {
@@ -44,20 +56,13 @@ fn compare(name: &str, shape: Shape, rounds: usize, report: &mut Report) {
         let [ours, theirs] = figures;
         let pick =
             |list: &[(f64, f64)], which: fn(&(f64, f64)) -> f64| list.iter().map(which).collect::<Vec<_>>();
-        report.beside(
-            format!("{name} QoS {qos} rate"),
-            "msg/s",
-            pick(&ours, |f| f.0),
-            "mosquitto",
-            pick(&theirs, |f| f.0),
-        );
-        report.beside(
-            format!("{name} QoS {qos} CPU"),
-            "µs/msg",
-            pick(&ours, |f| f.1),
-            "mosquitto",
-            pick(&theirs, |f| f.1),
-        );
+        let what = format!("{name} QoS {qos} rate");
+        let (rates, their_rates) = (pick(&ours, |f| f.0), pick(&theirs, |f| f.0));
+        let limit = Some(Limit::AtLeast(shape.at_least));
+        report.beside_within(what, "msg/s", rates, "mosquitto", their_rates, limit);
+        let what = format!("{name} QoS {qos} CPU");
+        let (times, their_times) = (pick(&ours, |f| f.1), pick(&theirs, |f| f.1));
+        report.beside_within(what, "µs/msg", times, "mosquitto", their_times, Some(Limit::AtMost(0.4)));
     }
 }
 
@@ -77,6 +82,8 @@ fn round_trip(
     let topics: Vec<String> = (0..shape.publishers).map(|n| format!("bench/{n}")).collect();
     let cpu_before = server.cpu_time().expect("the server runs");
     let begun = Instant::now();
+    // mosquitto cuts a client off that has more than twenty QoS 2 messages unfinished.
+    let window = if qos == 2 { shape.window.min(20 * shape.publishers as u64) } else { shape.window };
     let (mut sent, mut next) = (0, 0);
     loop {
         let (subscribers, publishers) = conns.split_at_mut(shape.subscribers);
@@ -87,7 +94,7 @@ fn round_trip(
         if is_over && done == sent {
             break;
         }
-        while !is_over && sent - done < shape.window {
+        while !is_over && sent - done < window {
             publishers[next].publish(&topics[next], &payload, qos);
             next = (next + 1) % publishers.len();
             sent += 1;
@@ -113,8 +120,8 @@ mod tests {
     #[test]
     fn the_load_reaches_every_subscriber_and_is_acknowledged() {
         let broker = Mosquitto::start();
-        let shape = Shape { publishers: 3, subscribers: 4, window: 50 };
-        for qos in [0, 1] {
+        let shape = Shape { publishers: 3, subscribers: 4, window: 50, at_least: 0.0 };
+        for qos in [0, 1, 2] {
             let (rate, cpu) =
                 round_trip(broker.address(), broker.process(), shape, qos, Duration::from_millis(300));
             assert!(rate > 100.0 && cpu > 0.0, "QoS {qos}: {rate} messages per second, {cpu} µs each");

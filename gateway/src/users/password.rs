@@ -102,8 +102,12 @@ pub fn hash(password: &[u8], salt: [u8; 16]) -> Result<String, String> {
 
 fn work_out(params: &Params, password: &[u8], salt: &[u8], hash: &mut [u8]) -> argon2::Result<()> {
     let mut memory = vec![Block::default(); params.block_count()];
-    Argon2::new(Algorithm::Argon2id, Version::V0x13, params.clone())
-        .hash_password_into_with_memory(password, salt, hash, &mut memory)
+    Argon2::new(Algorithm::Argon2id, Version::V0x13, params.clone()).hash_password_into_with_memory(
+        password,
+        salt,
+        hash,
+        &mut memory,
+    )
 }
 
 /// 9 MiB and four passes: one of the equal choices of OWASP's password storage cheat sheet, the one for little memory.
