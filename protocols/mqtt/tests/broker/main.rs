@@ -84,6 +84,18 @@ fn extended_authentication_is_refused() {
 }
 
 #[test]
+fn connect_properties_that_contradict_each_other_are_refused() {
+    let mut bench = Bench::new(Limits::default());
+    let data_without_a_method = [&[0x16][..], &field(b"x")].concat();
+    for properties in [&data_without_a_method[..], &[0x17, 1, 0x17, 1], &[0x19, 0, 0x19, 1]] {
+        let id = bench.open();
+        let answer = bench.send(id, &connect_v5("a", properties));
+        assert_eq!(answer, [Packet(0x20, vec![0, 0x82, 0])], "{properties:02x?}");
+        assert!(bench.is_closed(id));
+    }
+}
+
+#[test]
 fn silence_ends_a_connection_even_while_it_is_being_sent_messages_and_zero_means_never() {
     let mut bench = Bench::new(Limits::default());
     let silent = bench.connect(&connect(5, 2, 10, Some(&[]), "silent", &[]));
