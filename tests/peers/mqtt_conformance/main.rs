@@ -1,5 +1,5 @@
 //! MQTT 3.1, 3.1.1 and 5.0 as their standards state them: a check per normative statement, spoken in raw bytes over
-//! TCP, against the gateway and against mosquitto.
+//! TCP and WebSocket, against the gateway and against mosquitto.
 //!
 //! Only the gateway's failures fail the test. Mosquitto is asked the same so that a check that is wrong shows: what
 //! both fail is looked at twice. The table of both is left in `tests/out/mqtt-conformance.txt`. `CONFORMANCE_ONLY`
@@ -19,6 +19,7 @@ mod shared;
 mod subscribe;
 mod takeover;
 mod topics;
+mod websocket;
 mod wills;
 mod wire;
 
@@ -32,7 +33,7 @@ use std::thread;
 use std::time::Instant;
 
 use client::{Client, Connect};
-use harness::{Mosquitto, MosquittoConfig, Tidegate, out_dir};
+use harness::{Door, Mosquitto, MosquittoConfig, Tidegate, out_dir};
 use wire::{Publish, Version};
 
 /// A check and the statements it holds a broker to, by the version it is run in.
@@ -46,6 +47,8 @@ pub struct Check {
 pub struct Room {
     /// Where the broker listens.
     pub broker: SocketAddr,
+    /// Where it speaks the same over `WebSocket`.
+    pub websocket: SocketAddr,
     /// The version the check is about.
     pub version: Version,
     prefix: String,
@@ -63,7 +66,7 @@ macro_rules! check {
     };
 }
 
-const LISTS: [&[Check]; 13] = [
+const LISTS: [&[Check]; 14] = [
     connect::CHECKS,
     malformed::CHECKS,
     takeover::CHECKS,
@@ -77,6 +80,7 @@ const LISTS: [&[Check]; 13] = [
     options::CHECKS,
     shared::CHECKS,
     properties::CHECKS,
+    websocket::CHECKS,
 ];
 
 impl Room {
@@ -124,6 +128,7 @@ fn the_gateway_passes_every_check_that_mosquitto_is_given_too() {
     let gateway = Tidegate::builder().start();
     let mosquitto = Mosquitto::with(MosquittoConfig {
         extra: vec!["max_packet_size 2097152".to_owned()],
+        doors: vec![Door::open().websocket()],
         ..MosquittoConfig::default()
     });
     panic::set_hook(Box::new(|info| {
@@ -131,8 +136,8 @@ fn the_gateway_passes_every_check_that_mosquitto_is_given_too() {
     }));
     let begun = Instant::now();
     let (ours, theirs) = thread::scope(|scope| {
-        let ours = scope.spawn(|| run(&cases, gateway.mqtt()));
-        let theirs = scope.spawn(|| run(&cases, mosquitto.address()));
+        let ours = scope.spawn(|| run(&cases, gateway.mqtt(), gateway.http()));
+        let theirs = scope.spawn(|| run(&cases, mosquitto.address(), mosquitto.door(0)));
         (ours.join().unwrap(), theirs.join().unwrap())
     });
     let _ = panic::take_hook();
@@ -184,7 +189,7 @@ fn cases() -> Vec<Case> {
     cases
 }
 
-fn run(cases: &[Case], broker: SocketAddr) -> Vec<Outcome> {
+fn run(cases: &[Case], broker: SocketAddr, websocket: SocketAddr) -> Vec<Outcome> {
     let next = AtomicUsize::new(0);
     let outcomes = Mutex::new(vec![Ok(()); cases.len()]);
     thread::scope(|scope| {
@@ -193,7 +198,7 @@ fn run(cases: &[Case], broker: SocketAddr) -> Vec<Outcome> {
                 while let Some((number, (_, version, check))) =
                     Some(next.fetch_add(1, Ordering::Relaxed)).and_then(|n| Some((n, cases.get(n)?)))
                 {
-                    let room = Room { broker, version: *version, prefix: format!("r{number}") };
+                    let room = Room { broker, websocket, version: *version, prefix: format!("r{number}") };
                     let outcome = panic::catch_unwind(AssertUnwindSafe(|| (check.run)(&room)))
                         .map_err(|_| LAST_PANIC.take());
                     outcomes.lock().unwrap()[number] = outcome;
