@@ -167,7 +167,7 @@ mod tests {
     use crate::wire::next_frame;
 
     fn body(packet: &[u8]) -> Vec<u8> {
-        next_frame(packet, 10_000).unwrap().unwrap().body.to_vec()
+        next_frame(Version::V5, packet, 10_000).unwrap().unwrap().body.to_vec()
     }
 
     #[test]
