@@ -33,6 +33,7 @@ pub const CHECKS: &[Check] = &[
     check!(a_long_id_is_taken, V311 "3.1.3-2", V5 "3.1.3-2"),
     check!(an_empty_id_with_a_clean_session_is_taken, V311 "3.1.3-6", V5 "3.1.3-6"),
     check!(an_empty_id_without_a_clean_session_is_refused_with_2, V311 "3.1.3-8"),
+    check!(an_empty_id_is_unknown_to_3_1, V31 "3.1"),
     check!(an_assigned_id_is_told_and_can_be_used_again, V5 "3.1.3-7"),
     check!(two_empty_ids_are_two_clients, V311 "3.1.3-6", V5 "3.1.3-7"),
     check!(a_given_id_is_not_answered_with_an_assigned_one, V5 "3.2.2-16"),
@@ -287,6 +288,16 @@ fn an_empty_id_without_a_clean_session_is_refused_with_2(room: &Room) {
     let connack = client.connack();
     assert_eq!((connack.flags, connack.reason), (0, 2));
     assert!(client.expect_closed().is_empty());
+}
+
+fn an_empty_id_is_unknown_to_3_1(room: &Room) {
+    for clean in [true, false] {
+        let mut client = room.dial();
+        client.send(&Connect::new(Version::V31, "").clean(clean).bytes());
+        let connack = client.connack();
+        assert_eq!((connack.flags, connack.reason), (0, 2));
+        assert!(client.expect_closed().is_empty());
+    }
 }
 
 fn an_assigned_id_is_told_and_can_be_used_again(room: &Room) {

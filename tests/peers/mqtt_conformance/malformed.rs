@@ -1,7 +1,7 @@
 //! Bytes that are no packet, or not one that may come here (§1.5, §2.1, §4.13): the connection ends, and nothing else.
 
-use crate::client::subscribe_bytes;
-use crate::wire::{Publish, Version, kind, packet, property, push_field};
+use crate::client::{disconnect_bytes, subscribe_bytes};
+use crate::wire::{Properties, Publish, Version, kind, packet, property, push_field};
 use crate::{Check, Room, check};
 
 pub const CHECKS: &[Check] = &[
@@ -40,6 +40,14 @@ pub const CHECKS: &[Check] = &[
     check!(ill_formed_utf8_in_a_content_type_ends_the_connection, V5 "3.3.2-19"),
     check!(an_unknown_property_ends_the_connection, V5 "2.2.2.2"),
     check!(a_property_that_does_not_belong_into_publish_ends_the_connection, V5 "2.2.2.2"),
+    check!(a_property_that_does_not_belong_into_an_acknowledgement_ends_the_connection, V5 "2.2.2.2"),
+    check!(a_reason_string_twice_ends_the_connection, V5 "3.4.2.2.2"),
+    check!(a_property_that_does_not_belong_into_subscribe_ends_the_connection, V5 "2.2.2.2"),
+    check!(a_property_that_does_not_belong_into_a_will_is_refused, V5 "2.2.2.2"),
+    check!(a_property_that_does_not_belong_into_disconnect_ends_the_connection_with_the_will, V5 "2.2.2.2"),
+    check!(a_packet_that_ends_early_ends_the_connection, V311 "4.8.0-1", V5 "4.13.1-1"),
+    check!(a_packet_with_more_than_belongs_to_it_ends_the_connection, V311 "4.8.0-1", V5 "4.13.1-1"),
+    check!(dup_in_subscribe_and_pubrel_is_known_to_3_1, V31 "2.1"),
     check!(a_publish_property_twice_ends_the_connection, V5 "3.3.2.3"),
     check!(a_property_length_beyond_the_packet_ends_the_connection, V5 "4.13.1-1"),
     check!(a_broken_connection_harms_no_other, V311 "4.8.0-1", V5 "4.13.2-1"),
@@ -274,6 +282,90 @@ fn a_property_that_does_not_belong_into_publish_ends_the_connection(room: &Room)
     for stranger in [property::session_expiry(1), property::will_delay(1), property::receive_maximum(1)] {
         assert_ends(room, &Publish::new(room.topic("x"), "y").with(stranger).bytes(Version::V5));
     }
+}
+
+fn a_property_that_does_not_belong_into_an_acknowledgement_ends_the_connection(room: &Room) {
+    let stranger = b"\x00\x01\x00\x05\x11\x00\x00\x00\x01";
+    for first in [kind::PUBACK << 4, kind::PUBREC << 4, kind::PUBREL << 4 | 2, kind::PUBCOMP << 4] {
+        assert_ends(room, &packet(first, stranger));
+    }
+}
+
+fn a_reason_string_twice_ends_the_connection(room: &Room) {
+    let twice = b"\x00\x01\x00\x08\x1f\x00\x01a\x1f\x00\x01b";
+    for first in [kind::PUBACK << 4, kind::PUBREC << 4, kind::PUBREL << 4 | 2, kind::PUBCOMP << 4] {
+        assert_ends(room, &packet(first, twice));
+    }
+}
+
+fn a_property_that_does_not_belong_into_subscribe_ends_the_connection(room: &Room) {
+    let filter = room.topic("x");
+    for stranger in [property::session_expiry(1), property::bytes(property::REASON_STRING, "why")] {
+        let bytes =
+            subscribe_bytes(Version::V5, 1, &[(filter.as_bytes(), 0)], std::slice::from_ref(&stranger));
+        assert_ends(room, &bytes);
+        let mut body = vec![0, 1];
+        Properties(vec![stranger]).push(&mut body);
+        push_field(&mut body, filter.as_bytes());
+        assert_ends(room, &packet(kind::UNSUBSCRIBE << 4 | 2, &body));
+    }
+}
+
+fn a_property_that_does_not_belong_into_a_will_is_refused(room: &Room) {
+    for stranger in [property::topic_alias(1), property::subscription_id(1), property::session_expiry(1)] {
+        let will = Publish::new(room.topic("will"), "bye").with(stranger);
+        assert_refused(room, &room.hello("a").will(will).bytes());
+    }
+}
+
+fn a_property_that_does_not_belong_into_disconnect_ends_the_connection_with_the_will(room: &Room) {
+    let mut watcher = room.client("w");
+    watcher.subscribe(room.topic("will"), 0);
+    let reason = property::bytes(property::REASON_STRING, "off to bed");
+    for wrong in [vec![property::message_expiry(1)], vec![reason.clone(), reason]] {
+        let mut client = room.hello("a").will(Publish::new(room.topic("will"), "bye")).open(room.broker);
+        client.send(&disconnect_bytes(0, &wrong));
+        client.expect_rejected(&[0x81, 0x82]);
+        assert_eq!(watcher.message().text(), "bye", "that was no DISCONNECT");
+    }
+}
+
+fn a_packet_that_ends_early_ends_the_connection(room: &Room) {
+    for bytes in [
+        &[kind::PUBLISH << 4, 1, 0][..],
+        &[kind::PUBLISH << 4, 3, 0, 5, b'x'],
+        &[kind::PUBLISH << 4 | 2, 4, 0, 1, b'x', 0],
+        &[kind::PUBACK << 4, 1, 0],
+        &[kind::PUBREL << 4 | 2, 0],
+        &[kind::SUBSCRIBE << 4 | 2, 1, 0],
+        &[kind::UNSUBSCRIBE << 4 | 2, 0],
+    ] {
+        assert_ends(room, bytes);
+    }
+}
+
+fn a_packet_with_more_than_belongs_to_it_ends_the_connection(room: &Room) {
+    let is_v5 = room.is_v5();
+    assert_ends(room, if is_v5 { b"\x40\x05\x00\x01\x00\x00x" } else { b"\x40\x03\x00\x01x" });
+    assert_ends(room, if is_v5 { b"\xe0\x03\x00\x00x" } else { b"\xe0\x01\x00" });
+    let mut connect = room.hello("a").bytes();
+    connect[1] += 1;
+    connect.push(b'x');
+    assert_refused(room, &connect);
+}
+
+fn dup_in_subscribe_and_pubrel_is_known_to_3_1(room: &Room) {
+    let mut client = room.client("a");
+    let filter = room.topic("x");
+    let mut subscribe = subscribe_bytes(room.version, 1, &[(filter.as_bytes(), 1)], &[]);
+    subscribe[0] |= 8;
+    client.send(&subscribe);
+    client.expect_ack(kind::SUBACK, 1);
+    client.send(&Publish::new(&filter, "y").qos(2).id(2).bytes(room.version));
+    client.expect_ack(kind::PUBREC, 2);
+    client.send(&[kind::PUBREL << 4 | 2 | 8, 2, 0, 2]);
+    client.expect_ack(kind::PUBCOMP, 2);
+    assert_eq!(client.payloads(1), ["y"]);
 }
 
 fn a_publish_property_twice_ends_the_connection(room: &Room) {

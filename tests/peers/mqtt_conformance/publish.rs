@@ -40,6 +40,9 @@ pub const CHECKS: &[Check] = &[
     check!(ids_in_flight_differ, V311 "2.3.1-4", V5 "2.2.1-4"),
     check!(three_packets_in_one_segment_are_three, V31 "2.1", V311 "4.2.0-1", V5 "4.2-1"),
     check!(both_directions_use_ids_of_their_own, V311 "2.3.1-4", V5 "2.2.1"),
+    check!(five_thousand_publishes_at_once_are_all_acknowledged, V31 "4.1", V311 "4.3.2-2"),
+    check!(a_message_we_refuse_is_acknowledged_or_ends_the_connection, V311 "3.3.5-2", V5 "3.4.2-1"),
+    check!(a_message_we_refuse_frees_its_id, V5 "4.3.3-9"),
     check!(everyone_who_subscribed_gets_a_copy, V31 "3.3", V311 "4.5.0-1", V5 "4.5.0-1"),
 ];
 
@@ -436,6 +439,61 @@ fn both_directions_use_ids_of_their_own(room: &Room) {
     client.publish(Publish::new(room.topic("other"), "out").qos(2).id(message.id));
     client.finish(&message);
     client.expect_nothing();
+}
+
+fn five_thousand_publishes_at_once_are_all_acknowledged(room: &Room) {
+    let mut watcher = room.client("w");
+    watcher.subscribe(room.topic("x"), 0);
+    let mut client = room.client("a");
+    let mut bytes = Vec::new();
+    for id in 1..=5_000 {
+        bytes.extend(Publish::new(room.topic("x"), id.to_string()).qos(1).id(id).bytes(room.version));
+    }
+    client.send(&bytes);
+    for id in 1..=5_000 {
+        client.expect_ack(kind::PUBACK, id);
+    }
+    let texts: Vec<String> = (1..=5_000).map(|id: u16| id.to_string()).collect();
+    assert_eq!(watcher.payloads(5_000), texts);
+}
+
+/// `$SYS` is the broker's own.
+fn a_message_we_refuse_is_acknowledged_or_ends_the_connection(room: &Room) {
+    for (qos, kind) in [(1, kind::PUBACK), (2, kind::PUBREC)] {
+        let mut watcher = room.client("w");
+        watcher.subscribe(format!("$SYS/{}", room.topic("x")), 0);
+        let mut client = room.client("a");
+        let message = Publish::new(format!("$SYS/{}", room.topic("x")), "y").qos(qos).id(1);
+        client.send(&message.bytes(room.version));
+        match client.read(crate::client::PATIENCE) {
+            Ok(Some(packet)) if packet.kind() == kind => assert_eq!(packet.id(), 1),
+            Ok(Some(packet)) => assert!(room.is_v5() && packet.kind() == kind::DISCONNECT, "{packet:02x?}"),
+            Ok(None) => panic!("QoS {qos}: neither acknowledged nor ended"),
+            Err(_) => {}
+        }
+        watcher.expect_nothing();
+    }
+}
+
+fn a_message_we_refuse_frees_its_id(room: &Room) {
+    let mut watcher = room.client("w");
+    watcher.subscribe(room.topic("x"), 0);
+    let mut client = room.client("a");
+    client.send(&Publish::new(format!("$SYS/{}", room.topic("x")), "y").qos(2).id(1).bytes(room.version));
+    let refused = match client.read(crate::client::PATIENCE) {
+        Ok(Some(packet)) if packet.kind() == kind::PUBREC => packet,
+        // A broker that ends the connection instead has nothing to hold to.
+        Ok(Some(packet)) if packet.kind() == kind::DISCONNECT => return,
+        Err(_) => return,
+        Ok(other) => panic!("{other:02x?}"),
+    };
+    if refused.reason() < 0x80 {
+        // Taken and dropped: then the exchange goes on.
+        client.ack(kind::PUBREL, 1);
+        client.expect_ack(kind::PUBCOMP, 1);
+    }
+    client.publish(Publish::new(room.topic("x"), "another").qos(2).id(1));
+    assert_eq!(watcher.payloads(1), ["another"]);
 }
 
 fn everyone_who_subscribed_gets_a_copy(room: &Room) {

@@ -12,6 +12,8 @@ pub const CHECKS: &[Check] = &[
     check!(fifty_filters_in_one_subscribe, V311 "3.8.4-4", V5 "3.8.4-5"),
     check!(subscribing_again_replaces_the_qos, V31 "3.8", V311 "3.8.4-3", V5 "3.8.4-3"),
     check!(subscribing_again_makes_no_second_copy, V311 "3.8.4-3", V5 "3.8.4-3"),
+    check!(subscribing_again_loses_no_message, V311 "3.8.4-3", V5 "3.8.4-4"),
+    check!(a_session_may_have_five_hundred_subscriptions, V311 "3.8.4-1", V5 "3.8.4-1"),
     check!(overlapping_filters_bring_the_highest_qos, V311 "3.3.5-1", V5 "3.3.4-2"),
     check!(unsubscribe_is_answered_by_unsuback, V31 "3.11", V311 "3.10.4-4", V5 "3.10.4-4"),
     check!(unsuback_comes_even_when_nothing_was_subscribed, V311 "3.10.4-5", V5 "3.10.4-5"),
@@ -116,6 +118,33 @@ fn subscribing_again_makes_no_second_copy(room: &Room) {
     client.expect_nothing();
     client.unsubscribe(&[room.topic("x").as_bytes()]);
     room.publish(Publish::new(room.topic("x"), "y").qos(1));
+    client.expect_nothing();
+}
+
+fn subscribing_again_loses_no_message(room: &Room) {
+    let mut client = room.client("a");
+    client.subscribe(room.topic("x"), 1);
+    let mut publisher = room.client("p");
+    let texts: Vec<String> = (0..100).map(|number| number.to_string()).collect();
+    for text in &texts {
+        publisher.publish(Publish::new(room.topic("x"), text).qos(1));
+        client.subscribe(room.topic("x"), 1);
+    }
+    assert_eq!(client.payloads(100), texts);
+    client.expect_nothing();
+}
+
+fn a_session_may_have_five_hundred_subscriptions(room: &Room) {
+    let mut client = room.client("a");
+    for number in 0..500 {
+        client.subscribe(room.topic(&format!("{number}/+")), 1);
+    }
+    for number in [0, 250, 499] {
+        room.publish(Publish::new(room.topic(&format!("{number}/x")), "y").qos(1));
+        assert_eq!(client.message().topic(), room.topic(&format!("{number}/x")));
+    }
+    client.unsubscribe(&[room.topic("250/+").as_bytes()]);
+    room.publish(Publish::new(room.topic("250/x"), "y").qos(1));
     client.expect_nothing();
 }
 
