@@ -1,9 +1,9 @@
 //! MQTT 3.1, 3.1.1 and 5.0 as their standards state them: a check per normative statement, spoken in raw bytes over
 //! TCP and WebSocket, against the gateway and against mosquitto.
 //!
-//! Only the gateway's failures fail the test. Mosquitto is asked the same so that a check that is wrong shows: what
-//! both fail is looked at twice. The table of both is left in `tests/out/mqtt-conformance.txt`. `CONFORMANCE_ONLY`
-//! runs those checks alone whose name contains it.
+//! Only the gateway's failures fail the test. Mosquitto is asked the same so that a check that is wrong shows: it may
+//! fail one in ten, and what both fail is looked at twice. The table of both is left in
+//! `tests/out/mqtt-conformance.txt`. `CONFORMANCE_ONLY` runs those checks alone whose name contains it.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod client;
@@ -159,9 +159,12 @@ fn the_gateway_passes_every_check_that_mosquitto_is_given_too() {
     }
     let text = format!("tidegate mosquitto\n{table}\n{summary}");
     println!("{text}");
-    if std::env::var_os(ONLY).is_none() {
+    let is_whole = std::env::var_os(ONLY).is_none();
+    if is_whole {
         std::fs::write(out_dir().join("mqtt-conformance.txt"), &text).unwrap();
     }
+    let failed = theirs.iter().filter(|outcome| outcome.is_err()).count();
+    assert!(!is_whole || failed * 10 < cases.len(), "mosquitto fails {failed}: the checks are wrong");
     let failed = ours.iter().filter(|outcome| outcome.is_err()).count();
     assert!(failed == 0, "{failed} of {} checks failed:\n{summary}", cases.len());
 }
@@ -215,5 +218,5 @@ thread_local! {
 }
 
 /// Checks mostly wait, so that more of them than processors go on at once.
-const WORKERS: usize = 8;
+const WORKERS: usize = 12;
 const ONLY: &str = "CONFORMANCE_ONLY";
