@@ -83,7 +83,7 @@ pub async fn run(start: Start, config: Config) -> Result<()> {
     }
     let (intake, intake_task) = Intake::new(spool.clone(), clock, stop.clone());
     let users = Users::default();
-    users.load(&config.users).map_err(|error| anyhow!(error))?;
+    users.load(&config.users, &config.mqtt.rules).map_err(|error| anyhow!(error))?;
 
     // The listeners end after everything that speaks through them.
     let farewell = CancellationToken::new();
@@ -92,6 +92,7 @@ pub async fn run(start: Start, config: Config) -> Result<()> {
         listeners: mqtt_listeners,
         forwarded: filters(&config.mqtt.forward),
         access: Box::new(users.clone()),
+        judge: Some(judge(users.clone())),
         seed: random(),
         shelves: Some(Shelves::open(spool.clone(), clock).await),
     };
@@ -285,6 +286,16 @@ fn spool_options(config: &Config) -> spool::Options {
         retain: config.spool.retain.0,
         uplinks: config.uplinks.iter().map(|uplink| uplink.name.clone()).collect(),
     }
+}
+
+/// Finds out what takes a while: whether a password is the one behind a hash.
+fn judge(users: Users) -> broker::Judge {
+    Box::new(move |user, password| match (user, password) {
+        (Some(user), Some(password)) if users.is_password(&user, &password) => {
+            mqtt::Verdict::Accept(Some(user.into()))
+        }
+        _ => mqtt::Verdict::Refuse(mqtt::ReasonCode::BAD_CREDENTIALS),
+    })
 }
 
 /// What waits for MQTT clients and what is retained takes no more than a quarter of the spool.

@@ -9,14 +9,15 @@ use std::io::{self, IsTerminal as _, Write as _};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use anyhow::{Result, bail};
-use clap::{Parser, Subcommand};
+use anyhow::{Result, anyhow, bail};
+use clap::{Parser, Subcommand, ValueEnum};
 use serde_json::{Value as Json, json};
 
 use crate::config::{Config, Rejected};
 use crate::control::Control;
 use crate::count;
 use crate::logging::no_colour;
+use crate::users::acl::{Acl, Right};
 
 /// Edge gateway: reads sensors, serves them over MQTT and CoAP, keeps them safe, forwards them.
 #[derive(Debug, Parser)]
@@ -86,9 +87,41 @@ pub enum Verb {
         #[arg(required = true, value_name = "FILE")]
         files: Vec<PathBuf>,
     },
+    /// What the rules for MQTT clients say
+    #[command(subcommand)]
+    Acl(AclVerb),
+    /// Make the hash of a password, which is read from stdin: for the file that [users] names
+    Passwd,
     /// Measure the spool alone: appends entries as fast as it can
     #[command(hide = true)]
     BenchSpool(bench::Load),
+}
+
+/// `tidegate acl`
+#[derive(Debug, Subcommand)]
+pub enum AclVerb {
+    /// Whether a user may publish on a topic or subscribe to a filter, and which rule says so
+    Check {
+        /// A name from [users], or anonymous
+        user: String,
+        /// What is to be done
+        #[arg(value_enum)]
+        what: Doing,
+        /// A topic, or a filter
+        topic: String,
+        /// The client id, for rules with %c
+        #[arg(long, default_value = "")]
+        client_id: String,
+    },
+}
+
+/// What a client wants to do.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub enum Doing {
+    /// Publish
+    Pub,
+    /// Subscribe, or be given a message
+    Sub,
 }
 
 /// Exit code for a configuration that cannot be used (`EX_CONFIG` of sysexits.h).
@@ -142,13 +175,63 @@ pub fn check(cli: &Cli, loaded: Result<Config, Box<Rejected>>) -> ExitCode {
     }
 }
 
-/// Everything but `run` and `check`.
+/// `tidegate acl check`: exit 0 allowed, 1 denied.
+///
+/// # Errors
+/// The topic is none.
+pub fn acl(cli: &Cli, verb: &AclVerb, config: &Config) -> Result<ExitCode> {
+    let AclVerb::Check { user, what, topic, client_id } = verb;
+    let user = (user != "anonymous").then_some(user.as_str());
+    if let Some(user) = user.filter(|user| !config.users.contains_key(*user)) {
+        eprintln!("note: {user} is not in [users]");
+    }
+    let (right, name) = match what {
+        Doing::Pub => (Right::Publish, mqtt::Topic::new(topic)?.as_str().to_owned()),
+        Doing::Sub => (Right::Subscribe, mqtt::Filter::new(topic)?.pattern().to_owned()),
+    };
+    let acl = Acl::new(&config.mqtt.rules).map_err(|error| anyhow!(error))?;
+    let decision = acl.decide(right, user, client_id, &name);
+    print(&if cli.json {
+        format!("{}\n", json!({ "allowed": decision.is_allowed(), "why": decision.to_string() }))
+    } else {
+        format!("{decision}\n")
+    });
+    Ok(if decision.is_allowed() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// `tidegate passwd`
+///
+/// # Errors
+/// There is nothing to read, or no randomness.
+pub fn passwd() -> Result<ExitCode> {
+    if io::stdin().is_terminal() {
+        bail!(
+            "the password would be seen: pipe it in, as in `systemd-ask-password | tidegate passwd > FILE`"
+        );
+    }
+    let mut password = Vec::new();
+    io::Read::read_to_end(&mut io::Read::take(io::stdin(), 64 * 1024), &mut password)?;
+    if password.last() == Some(&b'\n') {
+        password.pop();
+    }
+    if password.is_empty() {
+        bail!("no password came on stdin");
+    }
+    let mut salt = [0; 16];
+    ring::rand::SecureRandom::fill(&ring::rand::SystemRandom::new(), &mut salt)
+        .map_err(|_| anyhow!("the system has no randomness"))?;
+    let hash = crate::users::password::hash(&password, salt).map_err(|error| anyhow!(error))?;
+    print(&format!("{hash}\n"));
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Everything but `run`, `check` and what needs the configuration alone.
 ///
 /// # Errors
 /// What went wrong, for a person.
 pub async fn perform(cli: &Cli, verb: &Verb) -> Result<ExitCode> {
     match verb {
-        Verb::Run | Verb::Check => bail!("handled before"),
+        Verb::Run | Verb::Check | Verb::Acl(_) | Verb::Passwd => bail!("handled before"),
         Verb::Status => {
             let status = Control::connect(cli.state_dir.as_deref()).await?.get("/api/v1/status").await?;
             print(&if cli.json { format!("{status:#}\n") } else { show::status(&status, with_colour()) });

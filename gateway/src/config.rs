@@ -26,6 +26,7 @@ use crate::reading::is_name;
 use crate::sampler::DeviceConfig;
 use crate::spool::WhenFull;
 use crate::uplink::UplinkConfig;
+use crate::users::acl::Rule;
 
 /// Everything that can be set.
 #[derive(Debug, Clone, PartialEq)]
@@ -72,6 +73,9 @@ pub struct Mqtt {
     pub forward: Vec<String>,
     /// Connections at a time.
     pub max_connections: usize,
+    /// `[[mqtt.rule]]`: who may publish and subscribe what; without one, everybody everything.
+    #[serde(rename = "rule")]
+    pub rules: Vec<Rule>,
 }
 
 /// `[coap]`
@@ -138,7 +142,7 @@ impl Default for Gateway {
 
 impl Default for Mqtt {
     fn default() -> Self {
-        Self { listen: vec![loopback(1883)], forward: Vec::new(), max_connections: 1024 }
+        Self { listen: vec![loopback(1883)], forward: Vec::new(), max_connections: 1024, rules: Vec::new() }
     }
 }
 

@@ -65,6 +65,11 @@ fn main() -> ExitCode {
             }
         }
         Some(Verb::Check) => cli::check(&cli, load_config(cli.config.as_deref())),
+        Some(Verb::Acl(verb)) => match load_config(cli.config.as_deref()) {
+            Ok(config) => cli::acl(&cli, verb, &config).unwrap_or_else(|error| fail(&error)),
+            Err(rejected) => reject(&rejected),
+        },
+        Some(Verb::Passwd) => cli::passwd().unwrap_or_else(|error| fail(&error)),
         Some(verb) => match runtime.block_on(cli::perform(&cli, verb)) {
             Ok(code) => code,
             Err(error) => fail(&error),

@@ -5,7 +5,9 @@
 //! JSON to `tests/out/bench.json`.
 
 mod coap;
+mod crowd;
 mod drain;
+mod durable;
 mod footprint;
 mod load;
 mod mend;
@@ -54,9 +56,11 @@ fn usage(problem: &str) -> ExitCode {
 type Bench = fn(usize, &mut Report);
 
 /// All of them, in the order they run.
-const BENCHES: [(&str, Bench); 8] = [
+const BENCHES: [(&str, Bench); 10] = [
     ("fan-in", mqtt::fan_in),
     ("fan-out", mqtt::fan_out),
+    ("crowd", crowd::run),
+    ("durable", durable::run),
     ("coap", coap::run),
     ("spool", spool::run),
     ("drain", drain::run),

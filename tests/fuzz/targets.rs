@@ -25,8 +25,9 @@ pub(crate) struct Target {
 type Run = Box<dyn FnMut(&[u8])>;
 
 /// All of them.
-pub(crate) const TARGETS: [Target; 12] = [
+pub(crate) const TARGETS: [Target; 13] = [
     Target { name: "mqtt-broker", corpus: mqtt_corpus, build: mqtt_broker, batch: 16 },
+    Target { name: "mqtt-store", corpus: mqtt_store_corpus, build: mqtt_store, batch: 16 },
     Target { name: "mqtt-client", corpus: mqtt_client_corpus, build: mqtt_client, batch: 16 },
     Target { name: "topic-filter", corpus: filter_corpus, build: topic_filter, batch: 64 },
     Target { name: "coap-datagram", corpus: coap_corpus, build: coap_datagram, batch: 16 },
@@ -103,6 +104,75 @@ fn serve(broker: &mut Broker, now: Instant) {
             _ => {}
         }
     }
+}
+
+const CONNECT_STAY: &[u8] = b"\x10\x0d\x00\x04MQTT\x04\x00\x00\x3c\x00\x01a";
+
+/// What a broker keeps of a session with two messages, one shared, of a retained message and of an unfinished id.
+fn mqtt_store_corpus() -> Vec<Vec<u8>> {
+    let now = Instant::now();
+    let mut broker = Broker::new(mqtt::Limits::default(), 1);
+    broker.restore(now, 1_800_000_000_000, Vec::new());
+    let mut records = Vec::new();
+    for greeting in [CONNECT_STAY, &[&CONNECT_STAY[..14], b"b"].concat()] {
+        let id = broker.accept(now, mqtt::Peer::new(None, Transport::Tcp)).expect("an empty broker accepts");
+        for packet in [
+            greeting,
+            b"\x82\x06\x00\x01\x00\x01#\x02",
+            b"\x82\x0c\x00\x02\x00\x07$share/\x02",
+            b"\x34\x08\x00\x03a/b\x00\x02x",
+            b"\x33\x08\x00\x03a/b\x00\x03x",
+        ] {
+            broker.handle_input(now, id, packet);
+            while let Some(changes) = broker.take_changes() {
+                let stored = |change: mqtt::Change| {
+                    let kind = (change.key >> 56) as u8;
+                    Some([&[change.shelf as u8, kind], &change.body?[..]].concat())
+                };
+                records.extend(changes.into_iter().filter_map(stored));
+                broker.settle_changes(now, Ok(()));
+            }
+            serve(&mut broker, now);
+        }
+    }
+    assert!(records.len() > 5, "the broker keeps what it has to: {}", records.len());
+    records
+}
+
+/// The first byte is the shelf, the second the kind of state, the rest a record.
+fn mqtt_store() -> Run {
+    let valid: Vec<mqtt::Record> =
+        mqtt_store_corpus().iter().zip(1..).filter_map(|(input, number)| record(input, number)).collect();
+    Box::new(move |input| {
+        let Some(one) = record(input, 77) else { return };
+        let now = Instant::now();
+        let mut broker = Broker::new(mqtt::Limits::default(), 1);
+        let mut records = valid.clone();
+        records.push(one);
+        records.sort_by_key(|record| (record.shelf, record.key));
+        broker.restore(now, 1_800_000_100_000, records);
+        for name in [b"a", b"b"] {
+            let Some(id) = broker.accept(now, mqtt::Peer::new(None, Transport::Tcp)) else { return };
+            broker.handle_input(now, id, &[&CONNECT_STAY[..14], name].concat());
+            while broker.take_changes().is_some() {
+                broker.settle_changes(now, Ok(()));
+            }
+            serve(&mut broker, now);
+            broker.handle_input(now, id, b"\x40\x02\x00\x01\x50\x02\x00\x01\x70\x02\x00\x01");
+            broker.handle_input(now, id, b"\x34\x08\x00\x03a/b\x00\x09x");
+            serve(&mut broker, now);
+        }
+        let later = broker.deadline().unwrap_or(now) + Duration::from_secs(86_400);
+        broker.handle_timeout(later);
+        serve(&mut broker, later);
+    })
+}
+
+fn record(input: &[u8], number: u64) -> Option<mqtt::Record> {
+    let ([shelf, kind], body) = input.split_first_chunk()?;
+    let shelf = mqtt::Shelf::new(*shelf)?;
+    let key = if shelf == mqtt::Shelf::State { (u64::from(*kind) << 56) + number } else { number };
+    Some(mqtt::Record { shelf, key, body: body.to_vec().into() })
 }
 
 fn mqtt_client_corpus() -> Vec<Vec<u8>> {

@@ -99,6 +99,25 @@ impl MqttClient {
         }
     }
 
+    /// Ends a subscription and waits until the broker says so; what comes before that is kept for [`MqttClient::read`].
+    pub fn unsubscribe(&mut self, filter: &str) -> io::Result<()> {
+        let id = self.take_id();
+        let mut body = id.to_be_bytes().to_vec();
+        push_text(&mut body, filter);
+        self.stream.write_all(&packet(0xA2, &body))?;
+        let deadline = Instant::now() + Duration::from_secs(10);
+        let mut early = VecDeque::new();
+        while let Some(incoming) = self.read(deadline.saturating_duration_since(Instant::now()))? {
+            if incoming == Incoming::Other(0xB0) {
+                early.append(&mut self.ready);
+                self.ready = early;
+                return Ok(());
+            }
+            early.push_back(incoming);
+        }
+        Err(io::ErrorKind::TimedOut.into())
+    }
+
     /// Publishes without waiting; the packet's id (zero at `QoS` 0).
     pub fn publish(&mut self, topic: &str, payload: &[u8], qos: u8, retain: bool) -> io::Result<u16> {
         let id = if qos == 0 { 0 } else { self.take_id() };

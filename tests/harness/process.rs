@@ -152,6 +152,12 @@ impl Process {
         line.split_whitespace().nth(1)?.parse::<u64>().ok().map(|kib| kib * 1024)
     }
 
+    /// Bytes that it has caused to be written to a disk; `None` once it has ended, or where the kernel does not count.
+    pub fn written_bytes(&self) -> Option<u64> {
+        let counts = std::fs::read_to_string(format!("/proc/{}/io", self.id())).ok()?;
+        counts.lines().find_map(|line| line.strip_prefix("write_bytes: ")?.parse().ok())
+    }
+
     /// The time all its threads have spent on a processor, to the nanosecond; `None` when it has ended.
     ///
     /// A thread that has ended takes its part with it: compare two moments with the same threads.

@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::collections::{BTreeMap, HashMap, HashSet};
+use std::fmt::Write as _;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -61,7 +62,7 @@ fn after_two_hundred_kills_readers_that_were_away_get_everything_that_was_acknow
         }
         let lost = acknowledged.iter().filter(|number| !times.contains_key(number)).count();
         let repeated = times.values().filter(|times| **times > 1).count();
-        table += &format!("{name:<14}  {:>9}  {lost:>8}  {repeated:>8}  {inversions:>12}\n", times.len());
+        let _ = writeln!(table, "{name:<14}  {:>9}  {lost:>8}  {repeated:>8}  {inversions:>12}", times.len());
         if lost + repeated > 0 || inversions > 0 {
             failures.push(name);
         }
@@ -142,7 +143,7 @@ impl Writer {
             while !is_over.load(Ordering::Relaxed) {
                 while under_way.len() < 20 && number < first + A_ROUND {
                     number += 1;
-                    let is_state = number % 50 == 0;
+                    let is_state = number.is_multiple_of(50);
                     let (topic, text) = if is_state {
                         (format!("state/{}", first / 1_000_000 % 7), number.to_string())
                     } else {

@@ -40,7 +40,7 @@ async fn try_reload(
 ) -> Result<String, String> {
     let new = crate::load_config(start.config.as_deref()).map_err(|rejected| rejected.render(false))?;
     let old = gateway.config();
-    gateway.users.load(&new.users)?;
+    gateway.users.load(&new.users, &new.mqtt.rules)?;
     let mut changes = Vec::new();
     if new.users != old.users {
         changes.push("users".to_owned());

@@ -64,6 +64,11 @@ impl SecretSource {
 }
 
 impl Secret {
+    /// Keeps bytes as a secret.
+    pub fn new(bytes: Vec<u8>) -> Self {
+        Self(bytes)
+    }
+
     /// The bytes. The caller keeps them out of logs.
     pub fn expose(&self) -> &[u8] {
         &self.0

@@ -8,6 +8,8 @@ use super::document::Diagnostic;
 use super::quantity::SecretSource;
 use super::{Coap, Gateway, HomeAssistant, Http, Ledger, Mqtt, Spool, bad_name, is_loopback};
 use crate::reading::is_name;
+use crate::users::acl::Acl;
+use crate::users::password::Password;
 
 /// A table whose values are also looked at together.
 pub(super) trait Section: Default + serde::de::DeserializeOwned {
@@ -31,6 +33,9 @@ impl Section for Mqtt {
                     format!("`{filter}` is not a topic filter: {error}"),
                 ));
             }
+        }
+        if let Err(error) = Acl::new(&self.rules) {
+            diagnostics.push(Diagnostic::at(place("rule"), error));
         }
         if !(1..=65_536).contains(&self.max_connections) {
             diagnostics
@@ -90,7 +95,7 @@ impl Section for BTreeMap<String, SecretSource> {
             if !is_name(name) {
                 diagnostics.push(Diagnostic::at(place(name), bad_name(name)));
             }
-            if let Err(error) = secret.read() {
+            if let Err(error) = secret.read().and_then(Password::read) {
                 diagnostics.push(Diagnostic::at(place(name), error));
             }
         }

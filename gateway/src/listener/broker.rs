@@ -47,11 +47,16 @@ pub struct BrokerConfig {
     pub forwarded: Vec<Filter>,
     /// Who may do what.
     pub access: Box<dyn Access + Send>,
+    /// Answers for `access` where that takes a while; without, whoever would have to wait is refused.
+    pub judge: Option<Judge>,
     /// Makes assigned client ids hard to guess.
     pub seed: u64,
     /// Where sessions, retained messages and queues are kept; without, they end with the process.
     pub shelves: Option<Shelves>,
 }
+
+/// Says whether a user with a password may come in, on a thread where it may take its time.
+pub type Judge = Box<dyn Fn(Option<String>, Option<Vec<u8>>) -> Verdict + Send + Sync>;
 
 /// A started broker.
 pub struct Started {
@@ -129,6 +134,13 @@ enum Control {
     Status(oneshot::Sender<Status>),
 }
 
+/// A client that waits for a verdict.
+struct Case {
+    connection: ConnectionId,
+    user: Option<String>,
+    password: Option<Vec<u8>>,
+}
+
 type Answer = (IngressToken, Result<(), ReasonCode>);
 
 /// What all tasks of the broker's thread share.
@@ -138,6 +150,8 @@ struct Core {
     locals: RefCell<HashMap<LocalId, mpsc::Sender<Delivered>>>,
     ingress: mpsc::Sender<Ingress>,
     answers: mpsc::UnboundedSender<Answer>,
+    /// Where there is a judge.
+    cases: Option<mpsc::Sender<Case>>,
     /// The places in `ingress` that at-most-once messages may not take.
     reserved: usize,
     /// What the timer waits for; a deadline before it wakes the timer.
@@ -152,6 +166,8 @@ struct Core {
     hurried: Notify,
     dropped_deliveries: Cell<u64>,
     dropped_ingress: Cell<u64>,
+    /// Connections that have gone since memory was given back last.
+    gone: Cell<usize>,
 }
 
 /// Starts the broker on a thread of its own; it ends when `stop` is cancelled.
@@ -183,6 +199,8 @@ pub fn start(config: BrokerConfig, stop: CancellationToken) -> io::Result<Starte
         let mut broker = Broker::new(config.limits, config.seed);
         broker.set_access(config.access);
         broker.set_forwarded(&config.forwarded);
+        // Full: whoever comes then is told that the server is busy.
+        let (cases_in, cases) = mpsc::channel(CASES);
         let shelves = config.shelves.map(|shelves| shelves.restore(&mut broker));
         let core = Rc::new(Core {
             broker: RefCell::new(broker),
@@ -190,6 +208,7 @@ pub fn start(config: BrokerConfig, stop: CancellationToken) -> io::Result<Starte
             locals: RefCell::default(),
             ingress: ingress_sender,
             answers,
+            cases: config.judge.is_some().then_some(cases_in),
             reserved,
             armed: Cell::new(None),
             rearm: Notify::new(),
@@ -199,6 +218,7 @@ pub fn start(config: BrokerConfig, stop: CancellationToken) -> io::Result<Starte
             hurried: Notify::new(),
             dropped_deliveries: Cell::new(0),
             dropped_ingress: Cell::new(0),
+            gone: Cell::new(0),
         });
         LocalSet::new().block_on(&runtime, async {
             for listener in listeners {
@@ -208,6 +228,9 @@ pub fn start(config: BrokerConfig, stop: CancellationToken) -> io::Result<Starte
             spawn_local(take_messages(core.clone(), published));
             spawn_local(take_answers(core.clone(), answered));
             spawn_local(take_commands(core.clone(), commands, dropped));
+            if let Some(judge) = config.judge {
+                spawn_local(judge_cases(core.clone(), cases, Arc::new(judge)));
+            }
             let end = CancellationToken::new();
             let keeping = shelves.map(|shelves| spawn_local(shelves.run(core.clone(), end.clone())));
             stop.cancelled().await;
@@ -323,9 +346,12 @@ impl Core {
                 // There is room, or nobody is there to take it: then the receipt says "not stored" as it is dropped.
                 let _ = self.ingress.try_send(Ingress { message, receipt });
             }
-            // Rules that answer later need someone who finds out; without one, nobody comes in.
-            Event::Authenticate { connection, .. } => {
-                broker.decide(now, connection, Verdict::Refuse(ReasonCode::SERVER_UNAVAILABLE));
+            Event::Authenticate { connection, user, password, .. } => {
+                let case = Case { connection, user, password };
+                let is_taken = self.cases.as_ref().is_some_and(|cases| cases.try_send(case).is_ok());
+                if !is_taken {
+                    broker.decide(now, connection, Verdict::Refuse(ReasonCode::SERVER_BUSY));
+                }
             }
         }
     }
@@ -354,8 +380,16 @@ impl Core {
     fn gone(&self, id: ConnectionId) {
         self.slots.borrow_mut().forget(id);
         self.drive(|broker, now| broker.handle_gone(now, id));
-        if self.broker.borrow().connection_count() == 0 {
+        let count = self.broker.borrow().connection_count();
+        if count == 0 {
             self.emptied.notify_one();
+        }
+        let gone = self.gone.get() + 1;
+        // After a crowd, not with every client that comes and goes.
+        let is_much = gone >= CROWD && gone > count;
+        self.gone.set(if is_much { 0 } else { gone });
+        if is_much {
+            give_memory_back();
         }
     }
 
@@ -377,6 +411,16 @@ impl Core {
             dropped_deliveries: self.dropped_deliveries.get(),
             dropped_ingress: self.dropped_ingress.get(),
         }
+    }
+}
+
+/// The allocator of glibc keeps what is free behind something that is not, until it is asked.
+#[cfg_attr(target_env = "gnu", expect(unsafe_code, reason = "malloc_trim(3) has no wrapper"))]
+fn give_memory_back() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: may be called at any time by any thread.
+    unsafe {
+        libc::malloc_trim(0);
     }
 }
 
@@ -442,6 +486,16 @@ async fn take_answers(core: Rc<Core>, mut answered: mpsc::UnboundedReceiver<Answ
     }
 }
 
+/// One case after the other: a hash costs memory and time.
+async fn judge_cases(core: Rc<Core>, mut cases: mpsc::Receiver<Case>, judge: Arc<Judge>) {
+    while let Some(Case { connection, user, password }) = cases.recv().await {
+        let judge = judge.clone();
+        let verdict = tokio::task::spawn_blocking(move || judge(user, password)).await;
+        let verdict = verdict.unwrap_or(Verdict::Refuse(ReasonCode::UNSPECIFIED));
+        core.drive(|broker, now| broker.decide(now, connection, verdict));
+    }
+}
+
 async fn take_commands(core: Rc<Core>, mut commands: mpsc::Receiver<Control>, dropped: Arc<AtomicU64>) {
     while let Some(command) = commands.recv().await {
         match command {
@@ -475,6 +529,12 @@ const READ_BYTES: usize = 32 << 10;
 
 /// How long connections may take for the last bytes when the broker stops.
 const GOODBYE: Duration = Duration::from_secs(2);
+
+/// Clients that wait for a verdict.
+const CASES: usize = 64;
+
+/// So many connections have to go before memory is given back.
+const CROWD: usize = 512;
 
 /// How long accepting rests after it failed.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);

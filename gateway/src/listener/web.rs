@@ -106,6 +106,7 @@ fn router(gateway: Arc<Gateway>) -> Router {
 async fn mqtt(
     State(gateway): State<Arc<Gateway>>,
     axum::Extension(door): axum::Extension<Door>,
+    login: Option<axum::Extension<guard::Login>>,
     upgrade: Result<WebSocketUpgrade, axum::extract::ws::rejection::WebSocketUpgradeRejection>,
 ) -> Response {
     let Ok(upgrade) = upgrade else {
@@ -118,7 +119,8 @@ async fn mqtt(
     };
     let broker = gateway.broker.clone();
     upgrade.protocols([SUBPROTOCOL]).on_upgrade(async move |socket| {
-        let peer = mqtt::Peer::new(peer, mqtt::Transport::WebSocket);
+        let user = login.map(|login| login.0.0);
+        let peer = mqtt::Peer { user, ..mqtt::Peer::new(peer, mqtt::Transport::WebSocket) };
         broker.attach(WebSocketStream::new(socket), peer).await;
     })
 }

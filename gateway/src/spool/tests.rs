@@ -366,3 +366,74 @@ proptest! {
         });
     }
 }
+
+#[test]
+fn what_the_mqtt_broker_keeps_is_there_again_also_out_of_a_damaged_store() {
+    let directory = TempDir::new().unwrap();
+    let body =
+        |key: u64| bytes::Bytes::from(vec![key as u8; if key.is_multiple_of(10) { 9_000 } else { 300 }]);
+    let mut expected = Vec::new();
+    for shelf in [mqtt::Shelf::State, mqtt::Shelf::Message, mqtt::Shelf::Delivery] {
+        expected.extend((1..=80).map(|key| mqtt::Record { shelf, key: key << 50, body: body(key) }));
+    }
+    run(async {
+        let (spool, _) = open(&directory, &options(64 << 20, &[]));
+        let changes = expected.iter().map(|mqtt::Record { shelf, key, body }| mqtt::Change {
+            shelf: *shelf,
+            key: *key,
+            body: Some(body.clone()),
+        });
+        spool.keep(changes.collect()).await.unwrap();
+        let gone = mqtt::Change { shelf: mqtt::Shelf::Delivery, key: 80 << 50, body: None };
+        spool.keep(vec![gone]).await.unwrap();
+        expected.pop();
+        assert_eq!(spool.kept().await.unwrap(), expected);
+        spool.close().await;
+        let (spool, damage) = open(&directory, &options(64 << 20, &[]));
+        assert!(damage.is_none());
+        assert_eq!(spool.kept().await.unwrap(), expected);
+        spool.close().await;
+    });
+    // The root of everything, and then some pages.
+    let path = store_path(directory.path());
+    let mut bytes = fs::read(&path).unwrap();
+    for page in [0, 40, 41, 60] {
+        bytes[page * 4096 + 200] ^= 1;
+    }
+    fs::write(&path, bytes).unwrap();
+    run(async {
+        let (spool, damage) = open(&directory, &options(64 << 20, &[]));
+        assert!(damage.is_some());
+        let kept = spool.kept().await.unwrap();
+        assert!(kept.iter().all(|record| expected.contains(record)), "nothing that was not written");
+        assert!(kept.len() > expected.len() / 2, "{} of {}", kept.len(), expected.len());
+        spool.close().await;
+    });
+}
+
+#[test]
+fn a_store_of_the_format_before_gets_what_is_new_and_keeps_its_entries() {
+    let directory = TempDir::new().unwrap();
+    let written = run(async {
+        let (spool, _) = open(&directory, &options(64 << 20, &[]));
+        let written = spool.append(vec![message(10)], true).await.unwrap();
+        spool.close().await;
+        written
+    });
+    let db = vfs::open(&store_path(directory.path()), rusqlite::OpenFlags::default()).unwrap();
+    db.execute_batch(
+        "DROP TABLE mqtt_state; DROP TABLE mqtt_message; DROP TABLE mqtt_delivery; PRAGMA user_version = 2",
+    )
+    .unwrap();
+    drop(db);
+    run(async {
+        let (spool, damage) = open(&directory, &options(64 << 20, &[]));
+        assert!(damage.is_none());
+        let record = mqtt::Record { shelf: mqtt::Shelf::State, key: 1, body: "x".into() };
+        let change = mqtt::Change { shelf: record.shelf, key: record.key, body: Some(record.body.clone()) };
+        spool.keep(vec![change]).await.unwrap();
+        assert_eq!(spool.kept().await.unwrap(), [record]);
+        assert_eq!(spool.stats().last_seq, written.start.0);
+        spool.close().await;
+    });
+}

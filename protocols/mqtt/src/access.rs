@@ -69,6 +69,8 @@ pub struct Peer {
     pub transport: Transport,
     /// The subject of the client certificate that TLS verified.
     pub certificate: Option<Arc<str>>,
+    /// The name under which whatever carries it has let it in already.
+    pub user: Option<Arc<str>>,
 }
 
 /// What carries a connection.
@@ -89,7 +91,7 @@ pub enum Transport {
 impl Peer {
     /// A peer known by its transport alone.
     pub fn new(address: Option<SocketAddr>, transport: Transport) -> Self {
-        Self { address, transport, certificate: None }
+        Self { address, transport, certificate: None, user: None }
     }
 }
 

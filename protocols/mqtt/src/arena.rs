@@ -5,6 +5,8 @@
 pub(crate) struct Arena<T> {
     slots: Vec<Slot<T>>,
     free: Vec<u32>,
+    /// Of a new slot: behind those of all slots that stood in its place and were given up.
+    first_generation: u32,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -20,7 +22,7 @@ struct Slot<T> {
 
 impl<T> Arena<T> {
     pub(crate) fn new() -> Self {
-        Self { slots: Vec::new(), free: Vec::new() }
+        Self { slots: Vec::new(), free: Vec::new(), first_generation: 0 }
     }
 
     pub(crate) fn len(&self) -> usize {
@@ -34,8 +36,9 @@ impl<T> Arena<T> {
             return Key { index, generation: slot.generation };
         }
         let index = self.slots.len() as u32;
-        self.slots.push(Slot { generation: 0, value: Some(value) });
-        Key { index, generation: 0 }
+        let generation = self.first_generation;
+        self.slots.push(Slot { generation, value: Some(value) });
+        Key { index, generation }
     }
 
     pub(crate) fn remove(&mut self, key: Key) -> Option<T> {
@@ -46,7 +49,24 @@ impl<T> Arena<T> {
         let value = slot.value.take()?;
         slot.generation = slot.generation.wrapping_add(1);
         self.free.push(key.index);
+        if self.slots.len() >= MANY && self.len() < self.slots.len() / 4 {
+            self.shrink();
+        }
         Some(value)
+    }
+
+    /// Gives up the free slots at the end.
+    fn shrink(&mut self) {
+        let used = self.slots.iter().rposition(|slot| slot.value.is_some()).map_or(0, |last| last + 1);
+        if used > self.slots.len() / 2 {
+            return;
+        }
+        for slot in self.slots.drain(used..) {
+            self.first_generation = self.first_generation.max(slot.generation.wrapping_add(1));
+        }
+        self.slots.shrink_to(used * 2);
+        self.free.retain(|index| (*index as usize) < used);
+        self.free.shrink_to(used);
     }
 
     pub(crate) fn get(&self, key: Key) -> Option<&T> {
@@ -67,9 +87,26 @@ impl<T> Arena<T> {
     }
 }
 
+/// Fewer slots are not worth giving up.
+const MANY: usize = 256;
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn after_a_crowd_the_slots_are_given_up_and_old_keys_find_nothing() {
+        let mut arena = Arena::new();
+        let keys: Vec<Key> = (0..10_000).map(|number| arena.insert(number)).collect();
+        for key in &keys[3..] {
+            arena.remove(*key);
+        }
+        assert!(arena.slots.capacity() < 300, "{}", arena.slots.capacity());
+        assert_eq!(arena.len(), 3);
+        let later: Vec<Key> = (0..100).map(|number| arena.insert(number)).collect();
+        assert!(keys[3..].iter().all(|key| arena.get(*key).is_none()));
+        assert!(later.iter().chain(&keys[..3]).all(|key| arena.get(*key).is_some()));
+    }
 
     #[test]
     fn a_key_of_a_removed_value_does_not_find_its_successor() {

@@ -216,6 +216,9 @@ impl DeliveryRecord {
     pub(crate) fn read(body: &[u8]) -> Read<Self> {
         let mut reader = begin(body)?;
         let (session, serial) = (read_u64(&mut reader)?, read_u64(&mut reader)?);
+        if serial >= MAX_SERIAL {
+            return Err(ReasonCode::MALFORMED_PACKET);
+        }
         let bits = reader.byte()?;
         let stage = if bits == 0 {
             reader.end()?;
@@ -355,6 +358,8 @@ pub(crate) const FORMAT: u8 = 1;
 pub const RETAINED: u64 = 1 << 56;
 /// From this key on, they are packet ids.
 pub const INCOMING: u64 = 2 << 56;
+/// No session has ever had so many messages.
+const MAX_SERIAL: u64 = 1 << 62;
 /// So far a stored moment may be off: an `Instant` cannot hold everything that eight bytes can say.
 const LONGEST: Duration = Duration::from_secs(200 * 365 * 86_400);
 
@@ -419,7 +424,7 @@ mod tests {
             let stage = Stage::Waiting {
                 qos: Qos::ExactlyOnce, retain: true, subscription_ids: ids, expires: due, shared, content,
             };
-            let delivery = DeliveryRecord { session: numbers[0], serial: numbers[1], stage };
+            let delivery = DeliveryRecord { session: numbers[0], serial: numbers[1] % MAX_SERIAL, stage };
             let body = delivery.write();
             prop_assert!(is_record(Shelf::Delivery, 1, &body));
             let head = body.len() - if is_here { message.payload.len() } else { 0 };
@@ -427,7 +432,8 @@ mod tests {
                 prop_assert!(!is_record(Shelf::Delivery, 1, &body[..length]), "{} of {}", length, body.len());
             }
             prop_assert_eq!(DeliveryRecord::read(&body), Ok(delivery));
-            let released = DeliveryRecord { session: numbers[0], serial: numbers[1], stage: Stage::Released };
+            let serial = numbers[1] % MAX_SERIAL;
+            let released = DeliveryRecord { session: numbers[0], serial, stage: Stage::Released };
             prop_assert_eq!(DeliveryRecord::read(&released.write()), Ok(released));
         }
 

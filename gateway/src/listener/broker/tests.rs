@@ -30,6 +30,7 @@ impl Server {
             forwarded,
             access: Box::new(Allow),
             seed: 1,
+            judge: None,
             shelves: None,
         };
         let Started { handle, ingress, finished } = start(config, stop.clone()).unwrap();

@@ -14,8 +14,12 @@ use base64::engine::general_purpose::STANDARD;
 use super::Door;
 use crate::gateway::Gateway;
 
+/// Who has asked, where a name and a password came with the request.
+#[derive(Debug, Clone)]
+pub struct Login(pub Arc<str>);
+
 /// Lets a request through or answers it.
-pub async fn check(State(gateway): State<Arc<Gateway>>, request: Request, next: Next) -> Response {
+pub async fn check(State(gateway): State<Arc<Gateway>>, mut request: Request, next: Next) -> Response {
     let door = request.extensions().get::<Door>().copied();
     let refusal = match door {
         Some(Door::Control) => None,
@@ -27,7 +31,10 @@ pub async fn check(State(gateway): State<Arc<Gateway>>, request: Request, next: 
                 Some((StatusCode::MISDIRECTED_REQUEST, text).into_response())
             } else if !is_origin_ours(headers, request.method()) {
                 Some((StatusCode::FORBIDDEN, "asked for by a page of another origin\n").into_response())
-            } else if !peer.ip().to_canonical().is_loopback() && !gateway.users.is_known(basic(headers)) {
+            } else if let Some(name) = login(&gateway, basic(headers)).await {
+                request.extensions_mut().insert(Login(name));
+                None
+            } else if !peer.ip().to_canonical().is_loopback() {
                 let challenge = [(header::WWW_AUTHENTICATE, "Basic realm=\"tidegate\", charset=\"UTF-8\"")];
                 Some(
                     (StatusCode::UNAUTHORIZED, challenge, "a user and password of this gateway, please\n")
@@ -51,6 +58,15 @@ pub async fn check(State(gateway): State<Arc<Gateway>>, request: Request, next: 
         response.headers_mut().insert(HeaderName::from_static(name), HeaderValue::from_static(value));
     }
     response
+}
+
+/// The name and password that came, if they belong together. Aside: one that is kept as a hash takes a while.
+async fn login(gateway: &Arc<Gateway>, credentials: Option<(String, Vec<u8>)>) -> Option<Arc<str>> {
+    let (name, password) = credentials?;
+    let users = gateway.users.clone();
+    let is_right =
+        tokio::task::spawn_blocking(move || users.is_password(&name, &password).then(|| name.into()));
+    is_right.await.ok().flatten()
 }
 
 /// Addresses, `localhost`, the gateway's and the configured names: a foreign name that was made to point here is not.
