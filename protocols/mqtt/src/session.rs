@@ -164,6 +164,24 @@ impl Sent {
         self.entries.iter().map(|entry| entry.serial + 1).max().unwrap_or_default()
     }
 
+    /// Takes out, in their order, the messages for which a client that takes only so many at once has no room yet.
+    pub(crate) fn hold_back(&mut self, window: usize) -> Vec<Delivery> {
+        let mut held = Vec::new();
+        if self.entries.len() > window {
+            let mut kept = VecDeque::new();
+            for entry in self.entries.drain(..) {
+                match entry.delivery {
+                    Some(delivery) if kept.len() >= window => {
+                        held.push(Delivery { records: entry.records, is_again: true, ..delivery });
+                    }
+                    _ => kept.push_back(entry),
+                }
+            }
+            self.entries = kept;
+        }
+        held
+    }
+
     /// A serial that was used before a restart.
     pub(crate) fn reserve(&mut self, serial: u64) {
         self.next = self.next.max(serial.saturating_add(1));
@@ -273,6 +291,18 @@ impl Queue {
     pub(crate) fn push(&mut self, delivery: Delivery) {
         self.bytes += delivery.weight();
         self.deliveries.push_back(delivery);
+    }
+
+    /// Puts a message that was sent before in front of those that were not.
+    pub(crate) fn push_front(&mut self, delivery: Delivery) {
+        self.bytes += delivery.weight();
+        self.deliveries.push_front(delivery);
+    }
+
+    /// Every message before this serial may have been sent.
+    pub(crate) fn sent_to(&self) -> u64 {
+        let again = self.deliveries.iter().take_while(|delivery| delivery.is_again);
+        again.map(|delivery| delivery.serial + 1).last().unwrap_or_default()
     }
 
     pub(crate) fn pop(&mut self) -> Option<Delivery> {

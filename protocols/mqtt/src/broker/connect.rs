@@ -36,8 +36,13 @@ impl Broker {
             self.refuse(now, key, connect.version, ReasonCode::BAD_AUTHENTICATION_METHOD);
             return;
         }
-        // Before 5.0 an empty client id is only for a clean session [MQTT-3.1.3-7 of 3.1.1].
-        if connect.client_id.is_empty() && connect.version != Version::V5 && !connect.clean_start {
+        // Before 5.0 an empty client id is only for a clean session [MQTT-3.1.3-7 of 3.1.1], and before 3.1.1 for none.
+        let may_be_empty = match connect.version {
+            Version::V31 => false,
+            Version::V311 => connect.clean_start,
+            Version::V5 => true,
+        };
+        if connect.client_id.is_empty() && !may_be_empty {
             self.refuse(now, key, connect.version, ReasonCode::CLIENT_ID_INVALID);
             return;
         }
@@ -219,6 +224,7 @@ impl Broker {
         let connection = self.connections.get(key).expect("the caller looked");
         let mut reason = ReasonCode::SUCCESS;
         let mut expiry = None;
+        let mut text = None;
         if connection.version == Version::V5 && !body.is_empty() {
             let mut reader = wire::Reader(body);
             reason = ReasonCode(reader.byte()?);
@@ -228,7 +234,8 @@ impl Broker {
                         Property::SessionExpiryInterval(value) if expiry.is_none() => {
                             expiry = Some(value.val());
                         }
-                        Property::ReasonString(_) | Property::UserProperty(_) => {}
+                        Property::ReasonString(_) if text.is_none() => text = Some(()),
+                        Property::UserProperty(_) => {}
                         _ => return Ok(false),
                     }
                     Ok(true)

@@ -268,7 +268,8 @@ impl Broker {
                 delivery
             };
             let left = Left::new(now, delivery.expires);
-            if matches!(left, Left::Nothing) {
+            // One that may have been sent is sent again even if it has expired since: its id has to come free.
+            if matches!(left, Left::Nothing) && !delivery.is_again {
                 self.counters.dropped_expired += 1;
                 self.journal.release(delivery.records);
                 continue;
@@ -301,6 +302,11 @@ impl Broker {
         let Some(connection) = session.connection.and_then(|key| self.connections.get_mut(key)) else {
             return;
         };
+        // The client may take fewer at once than it did: the others go again as it acknowledges [MQTT-3.3.4-7].
+        for delivery in session.sent.hold_back(usize::from(connection.receive_maximum)).into_iter().rev() {
+            self.queued_bytes += delivery.weight();
+            session.queue.push_front(delivery);
+        }
         let mut too_large = Vec::new();
         // PUBREL says that the message will not come again: only once that is safe.
         let (after, settled) = (self.journal.promise_all(), self.journal.settled());

@@ -298,7 +298,7 @@ impl Broker {
             user: session.principal.user.as_deref().map(str::to_owned),
             expiry: session.expiry,
             ends,
-            sent_to: session.sent.sent_to(),
+            sent_to: session.sent.sent_to().max(session.queue.sent_to()),
             subscriptions: session
                 .subscriptions
                 .iter()

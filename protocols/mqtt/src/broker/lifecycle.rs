@@ -17,7 +17,7 @@ impl Broker {
             && connection.stall.is_none()
             && !matches!(connection.phase, Phase::Closing)
         {
-            match wire::next_frame(&bytes[read..], self.limits.packet_bytes) {
+            match wire::next_frame(connection.version, &bytes[read..], self.limits.packet_bytes) {
                 Ok(None) => break,
                 Ok(Some(frame)) => {
                     connection.heard = now;

@@ -370,7 +370,11 @@ impl Client {
         let mut read = 0;
         input.extend_from_slice(bytes);
         while self.phase != Phase::Closed {
-            let result = match wire::next_frame(&input[read..], self.options.packet_bytes as usize) {
+            let result = match wire::next_frame(
+                self.options.version,
+                &input[read..],
+                self.options.packet_bytes as usize,
+            ) {
                 Ok(None) => break,
                 Ok(Some(frame)) => {
                     read += frame.len;

@@ -190,7 +190,7 @@ mod tests {
             options.check().unwrap();
             let mut out = Vec::new();
             options.write_connect(&mut out);
-            let frame = next_frame(&out, 1_000).unwrap().unwrap();
+            let frame = next_frame(Version::V5, &out, 1_000).unwrap().unwrap();
             let connect = Connect::read(frame.body).unwrap();
             assert_eq!((connect.client_id.as_str(), connect.clean_start), ("gate", false));
             assert_eq!(connect.will.unwrap().message, options.will.unwrap());

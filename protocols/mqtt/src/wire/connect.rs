@@ -67,7 +67,10 @@ impl Connect {
         let mut receive_maximum = None;
         let mut maximum_packet = None;
         let mut topic_alias_maximum = None;
-        let mut wants_authentication = false;
+        let mut method = None;
+        let mut method_data = None;
+        let mut wants_response_information = None;
+        let mut wants_problem_information = None;
         if version == Version::V5 {
             read_properties(reader.properties()?, |property| {
                 match property {
@@ -75,17 +78,21 @@ impl Connect {
                     Property::ReceiveMaximum(value) => once(&mut receive_maximum, value.val())?,
                     Property::MaximumPacketSize(value) => once(&mut maximum_packet, value.val())?,
                     Property::TopicAliasMaximum(value) => once(&mut topic_alias_maximum, value.val())?,
-                    Property::AuthenticationMethod(_) => wants_authentication = true,
-                    Property::AuthenticationData(_)
-                    | Property::RequestResponseInformation(_)
-                    | Property::RequestProblemInformation(_)
-                    | Property::UserProperty(_) => {}
+                    Property::AuthenticationMethod(_) => once(&mut method, ())?,
+                    Property::AuthenticationData(_) => once(&mut method_data, ())?,
+                    Property::RequestResponseInformation(_) => once(&mut wants_response_information, ())?,
+                    Property::RequestProblemInformation(_) => once(&mut wants_problem_information, ())?,
+                    Property::UserProperty(_) => {}
                     _ => return Ok(false),
                 }
                 Ok(true)
             })?;
         }
-        if receive_maximum == Some(0) || maximum_packet == Some(0) {
+        // Data for a method that is not named belong to nothing (MQTT 5.0 §3.1.2.11.10).
+        if receive_maximum == Some(0)
+            || maximum_packet == Some(0)
+            || (method_data.is_some() && method.is_none())
+        {
             return Err(ReasonCode::PROTOCOL_ERROR);
         }
 
@@ -130,7 +137,7 @@ impl Connect {
             },
             receive_maximum: receive_maximum.unwrap_or(u16::MAX),
             maximum_packet: maximum_packet.unwrap_or(u32::MAX),
-            wants_authentication,
+            wants_authentication: method.is_some(),
         })
     }
 }
@@ -160,7 +167,7 @@ mod tests {
     use crate::wire::next_frame;
 
     fn body(packet: &[u8]) -> Vec<u8> {
-        next_frame(packet, 10_000).unwrap().unwrap().body.to_vec()
+        next_frame(Version::V5, packet, 10_000).unwrap().unwrap().body.to_vec()
     }
 
     #[test]

@@ -10,7 +10,7 @@ pub(crate) use properties::{decode_message_properties, encode_message_properties
 pub(crate) use publish::{Encoded, PublishView, encode_publish};
 pub(crate) use subscribe::{Subscribe, SubscribeOptions, Unsubscribe};
 
-use mqtt_protocol_core::mqtt::packet::{Properties as WireProperties, PropertiesParse};
+use mqtt_protocol_core::mqtt::packet::{Properties as WireProperties, PropertiesParse, Property};
 
 use crate::ReasonCode;
 
@@ -58,11 +58,17 @@ pub(crate) mod kind {
 /// The next packet at the front of `bytes`, or `None` until more has come.
 ///
 /// The size is judged as soon as the length is known, before anything is buffered for it.
-pub(crate) fn next_frame(bytes: &[u8], max_packet: usize) -> Result<Option<Frame<'_>>, ReasonCode> {
+pub(crate) fn next_frame(
+    version: Version,
+    bytes: &[u8],
+    max_packet: usize,
+) -> Result<Option<Frame<'_>>, ReasonCode> {
     let Some(&first) = bytes.first() else { return Ok(None) };
     let (kind, flags) = (first >> 4, first & 0x0f);
     let expected_flags = match kind {
         kind::PUBLISH => flags,
+        // 3.1 has the DUP flag in these too (its §2.1).
+        kind::PUBREL | kind::SUBSCRIBE | kind::UNSUBSCRIBE if version == Version::V31 => 2 | (flags & 8),
         kind::PUBREL | kind::SUBSCRIBE | kind::UNSUBSCRIBE => 2,
         _ => 0,
     };
@@ -157,7 +163,15 @@ impl Ack {
         if version == Version::V5 && !reader.0.is_empty() {
             reason = ReasonCode(reader.byte()?);
             if !reader.0.is_empty() {
-                reader.properties()?;
+                let mut text = None;
+                read_properties(reader.properties()?, |property| {
+                    match property {
+                        Property::ReasonString(_) => properties::once(&mut text, ())?,
+                        Property::UserProperty(_) => {}
+                        _ => return Ok(false),
+                    }
+                    Ok(true)
+                })?;
             }
         }
         reader.end()?;
@@ -229,18 +243,25 @@ mod tests {
     fn a_frame_waits_for_its_last_byte_and_an_oversized_one_does_not() {
         let packet = [0x30, 4, 0, 1, b'a', b'x'];
         for cut in 0..packet.len() {
-            assert!(next_frame(&packet[..cut], 100).unwrap().is_none(), "cut at {cut}");
+            assert!(next_frame(Version::V5, &packet[..cut], 100).unwrap().is_none(), "cut at {cut}");
         }
-        let frame = next_frame(&packet, 100).unwrap().unwrap();
+        let frame = next_frame(Version::V5, &packet, 100).unwrap().unwrap();
         assert_eq!((frame.kind, frame.body.len(), frame.len), (3, 4, 6));
-        assert_eq!(next_frame(&[0x30, 0xff, 0xff, 0x7f], 100).unwrap_err(), ReasonCode::PACKET_TOO_LARGE);
+        assert_eq!(
+            next_frame(Version::V5, &[0x30, 0xff, 0xff, 0x7f], 100).unwrap_err(),
+            ReasonCode::PACKET_TOO_LARGE
+        );
     }
 
     #[test]
     fn reserved_types_flags_and_five_byte_lengths_are_malformed() {
         for bytes in [&[0x00, 0][..], &[0x81, 0], &[0x62 ^ 2, 0], &[0xc1, 0], &[0x30, 0xff, 0xff, 0xff, 0xff]]
         {
-            assert_eq!(next_frame(bytes, MAX_PACKET).unwrap_err(), ReasonCode::MALFORMED_PACKET, "{bytes:?}");
+            assert_eq!(
+                next_frame(Version::V5, bytes, MAX_PACKET).unwrap_err(),
+                ReasonCode::MALFORMED_PACKET,
+                "{bytes:?}"
+            );
         }
     }
 

@@ -192,7 +192,7 @@ mod tests {
             }
             let mut out = Vec::new();
             encode_publish(&mut out, version, &message, dup, qos, packet_id);
-            let frame = next_frame(&out, MAX_PACKET).unwrap().unwrap();
+            let frame = next_frame(Version::V5, &out, MAX_PACKET).unwrap().unwrap();
             prop_assert_eq!(frame.len, out.len());
             let view = PublishView::read(version, frame.flags, frame.body).unwrap();
             prop_assert_eq!(frame.flags & 8 != 0, dup);

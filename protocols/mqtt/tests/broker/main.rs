@@ -71,6 +71,35 @@ fn an_empty_client_id_is_given_a_name_or_refused() {
     let id = bench.open();
     assert_eq!(bench.send(id, &connect(4, 0, 0, None, "", &[])), [Packet(0x20, vec![0, 2])]);
     bench.connect(&connect_v3(""));
+    // 3.1 has no empty client id.
+    let id = bench.open();
+    let old = frame(0x10, b"\x00\x06MQIsdp\x03\x02\x00\x00\x00\x00");
+    assert_eq!(bench.send(id, &old), [Packet(0x20, vec![0, 2])]);
+}
+
+#[test]
+fn the_dup_flag_of_subscribe_and_pubrel_is_known_to_3_1_alone() {
+    let mut bench = Bench::new(Limits::default());
+    let old = bench.connect(&frame(0x10, b"\x00\x06MQIsdp\x03\x02\x00\x00\x00\x01c"));
+    let mut subscribe = subscribe_v3(1, &[("t", 0)]);
+    subscribe[0] |= 8;
+    assert_eq!(bench.send(old, &subscribe), [Packet(0x90, vec![0, 1, 0])]);
+    assert_eq!(bench.send(old, &[0x6a, 2, 0, 7]), [Packet(0x70, vec![0, 7])]);
+    let new = bench.connect(&connect_v3("a"));
+    assert_eq!(bench.send(new, &subscribe), []);
+    assert!(bench.is_closed(new));
+}
+
+#[test]
+fn an_acknowledgement_with_a_property_of_another_packet_ends_the_connection() {
+    let mut bench = Bench::new(Limits::default());
+    // A session expiry; a reason string, twice.
+    for properties in [&[0x11, 0, 0, 0, 1][..], &[0x1f, 0, 1, b'x', 0x1f, 0, 1, b'y']] {
+        let id = bench.connect(&connect_v5("a", &[]));
+        let body = [&[0, 1, 0, properties.len() as u8], properties].concat();
+        assert_eq!(bench.send(id, &frame(0x40, &body)), [Packet(0xe0, vec![0x82])]);
+        assert!(bench.is_closed(id));
+    }
 }
 
 #[test]
@@ -81,6 +110,18 @@ fn extended_authentication_is_refused() {
     method.extend(field(b"SCRAM"));
     assert_eq!(bench.send(id, &connect_v5("a", &method)), [Packet(0x20, vec![0, 0x8c, 0])]);
     assert!(bench.is_closed(id));
+}
+
+#[test]
+fn connect_properties_that_contradict_each_other_are_refused() {
+    let mut bench = Bench::new(Limits::default());
+    let data_without_a_method = [&[0x16][..], &field(b"x")].concat();
+    for properties in [&data_without_a_method[..], &[0x17, 1, 0x17, 1], &[0x19, 0, 0x19, 1]] {
+        let id = bench.open();
+        let answer = bench.send(id, &connect_v5("a", properties));
+        assert_eq!(answer, [Packet(0x20, vec![0, 0x82, 0])], "{properties:02x?}");
+        assert!(bench.is_closed(id));
+    }
 }
 
 #[test]

@@ -181,6 +181,39 @@ fn what_a_client_no_longer_takes_is_given_up_when_it_comes_back() {
 }
 
 #[test]
+fn a_client_that_takes_fewer_at_once_than_it_did_is_sent_no_more_than_that_again() {
+    let mut bench = Bench::new(Limits::default());
+    let expiry = [0x11, 0, 0, 1, 0];
+    let id = bench.connect(&connect(5, 0, 0, Some(&expiry), "c", &[]));
+    bench.send(id, &subscribe_v5(1, &[], &[("t", 1)]));
+    let publish = |bench: &mut Bench, payload: &'static str| {
+        let mut message = Message::new(Topic::new("t").unwrap(), payload).with_qos(Qos::AtLeastOnce);
+        let properties = mqtt::Properties { expiry: Some(5 * SECOND), ..mqtt::Properties::default() };
+        message.properties = Some(Box::new(properties));
+        bench.broker.publish(bench.now, message);
+    };
+    for payload in ["1", "2", "3"] {
+        publish(&mut bench, payload);
+    }
+    assert_eq!(bench.read(id).len(), 3);
+    bench.lose(id);
+    publish(&mut bench, "4");
+    // Longer than they last: what was sent goes again all the same, what was not does not.
+    bench.wait(10 * SECOND);
+    let id = bench.open();
+    // Receive maximum 2.
+    let packets = bench.send(id, &connect(5, 0, 0, Some(&[&expiry[..], &[0x21, 0, 2]].concat()), "c", &[]));
+    let body = |packet_id, payload: &[u8]| publish_body(2, packet_id, "t", Some(&[2, 0, 0, 0, 0]), payload);
+    assert_eq!(packets[1..], [Packet(0x3a, body(1, b"1")), Packet(0x3a, body(2, b"2"))]);
+    assert_eq!(bench.send(id, &[0x40, 2, 0, 1]), [Packet(0x3a, body(3, b"3"))]);
+    assert_eq!(bench.send(id, &[0x40, 4, 0, 2, 0, 0]), []);
+    assert_eq!(bench.send(id, &[0x40, 2, 0, 3]), []);
+    let client = &bench.broker.clients()[0];
+    assert_eq!((client.in_flight, client.queued), (0, 0));
+    assert_eq!((bench.broker.counters().resent, bench.broker.counters().dropped_expired), (3, 1));
+}
+
+#[test]
 fn a_qos_2_message_sent_again_is_not_published_again() {
     let mut bench = Bench::new(Limits::default());
     let watcher = watcher(&mut bench);
