@@ -43,13 +43,12 @@ impl Users {
 }
 
 impl Access for Users {
-    /// Anonymous over loopback and over a WebSocket whose upgrade was already checked; known users elsewhere. A wrong
+    /// Anonymous over loopback and over a plain WebSocket, whose upgrade was already checked; known users elsewhere. A wrong
     /// password is refused everywhere.
     fn connect(&self, request: &ConnectRequest<'_>) -> Verdict {
         let Peer { address, transport, .. } = request.peer;
-        let is_let_in =
-            matches!(transport, Transport::Memory | Transport::WebSocket | Transport::SecureWebSocket)
-                || address.is_none_or(|address| address.ip().to_canonical().is_loopback());
+        let is_let_in = matches!(transport, Transport::Memory | Transport::WebSocket)
+            || address.is_none_or(|address| address.ip().to_canonical().is_loopback());
         match (request.user, request.password) {
             (Some(user), Some(password)) if self.is_password(user, password) => {
                 Verdict::Accept(Some(user.into()))

@@ -7,15 +7,17 @@
 mod api;
 mod assets;
 mod guard;
+pub mod secure;
 mod spool;
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use axum::Router;
+use axum::extract::ws::rejection::WebSocketUpgradeRejection;
 use axum::extract::{Request, State, WebSocketUpgrade};
 use axum::http::StatusCode;
 use axum::middleware;
@@ -106,20 +108,29 @@ fn router(gateway: Arc<Gateway>) -> Router {
 async fn mqtt(
     State(gateway): State<Arc<Gateway>>,
     axum::Extension(door): axum::Extension<Door>,
-    upgrade: Result<WebSocketUpgrade, axum::extract::ws::rejection::WebSocketUpgradeRejection>,
+    upgrade: Result<WebSocketUpgrade, WebSocketUpgradeRejection>,
+) -> Response {
+    let address = match door {
+        Door::Tcp(peer) => Some(peer),
+        Door::Control => None,
+    };
+    let peer = mqtt::Peer::new(address, mqtt::Transport::WebSocket);
+    upgrade_to_mqtt(upgrade, &gateway, peer, Instant::now())
+}
+
+fn upgrade_to_mqtt(
+    upgrade: Result<WebSocketUpgrade, WebSocketUpgradeRejection>,
+    gateway: &Gateway,
+    peer: mqtt::Peer,
+    accepted: Instant,
 ) -> Response {
     let Ok(upgrade) = upgrade else {
         return (StatusCode::UPGRADE_REQUIRED, "this is MQTT over WebSocket, subprotocol mqtt\n")
             .into_response();
     };
-    let peer = match door {
-        Door::Tcp(peer) => Some(peer),
-        Door::Control => None,
-    };
     let broker = gateway.broker.clone();
     upgrade.protocols([SUBPROTOCOL]).on_upgrade(async move |socket| {
-        let peer = mqtt::Peer::new(peer, mqtt::Transport::WebSocket);
-        broker.attach(WebSocketStream::new(socket), peer).await;
+        broker.attach(WebSocketStream::new(socket), peer, accepted).await;
     })
 }
 

@@ -192,7 +192,7 @@ async fn a_client_that_never_reads_delays_nobody() {
 async fn an_attached_stream_is_served_like_a_socket() {
     let server = Server::new(Limits::default(), &[]);
     let (ours, theirs) = tokio::io::duplex(50);
-    server.handle.attach(theirs, Peer::new(None, Transport::Memory)).await;
+    server.handle.attach(theirs, Peer::new(None, Transport::Memory), Instant::now()).await;
     let mut link = Link::new(ours, named("memory", Version::V5)).await;
     link.subscribe("t").await;
     server.handle.publish(message("t", &"long".repeat(1_000)));

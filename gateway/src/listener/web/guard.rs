@@ -20,21 +20,17 @@ pub async fn check(State(gateway): State<Arc<Gateway>>, request: Request, next: 
     let refusal = match door {
         Some(Door::Control) => None,
         Some(Door::Tcp(peer)) => {
-            let config = gateway.config();
-            let headers = request.headers();
-            if !is_host_ours(headers, &config.http.names, &config.gateway.name) {
-                let text = "this name is not one of this gateway's: add it to http.names\n";
-                Some((StatusCode::MISDIRECTED_REQUEST, text).into_response())
-            } else if !is_origin_ours(headers, request.method()) {
-                Some((StatusCode::FORBIDDEN, "asked for by a page of another origin\n").into_response())
-            } else if !peer.ip().to_canonical().is_loopback() && !gateway.users.is_known(basic(headers)) {
+            let foreign = refuse_foreign(&gateway, &request);
+            let is_known =
+                || peer.ip().to_canonical().is_loopback() || gateway.users.is_known(basic(request.headers()));
+            if foreign.is_none() && !is_known() {
                 let challenge = [(header::WWW_AUTHENTICATE, "Basic realm=\"tidegate\", charset=\"UTF-8\"")];
                 Some(
                     (StatusCode::UNAUTHORIZED, challenge, "a user and password of this gateway, please\n")
                         .into_response(),
                 )
             } else {
-                None
+                foreign
             }
         }
         None => Some(StatusCode::FORBIDDEN.into_response()),
@@ -51,6 +47,28 @@ pub async fn check(State(gateway): State<Arc<Gateway>>, request: Request, next: 
         response.headers_mut().insert(HeaderName::from_static(name), HeaderValue::from_static(value));
     }
     response
+}
+
+/// The same where clients show who they are later: only the page that asks is looked at.
+pub async fn check_page(State(gateway): State<Arc<Gateway>>, request: Request, next: Next) -> Response {
+    match refuse_foreign(&gateway, &request) {
+        Some(refusal) => refusal,
+        None => next.run(request).await,
+    }
+}
+
+/// The answer to whoever asks under a name that is not ours or for a page of another origin.
+fn refuse_foreign(gateway: &Gateway, request: &Request) -> Option<Response> {
+    let config = gateway.config();
+    let headers = request.headers();
+    if !is_host_ours(headers, &config.http.names, &config.gateway.name) {
+        let text = "this name is not one of this gateway's: add it to http.names\n";
+        Some((StatusCode::MISDIRECTED_REQUEST, text).into_response())
+    } else if !is_origin_ours(headers, request.method()) {
+        Some((StatusCode::FORBIDDEN, "asked for by a page of another origin\n").into_response())
+    } else {
+        None
+    }
 }
 
 /// Addresses, `localhost`, the gateway's and the configured names: a foreign name that was made to point here is not.
