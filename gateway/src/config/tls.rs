@@ -91,3 +91,61 @@ impl MqttTls {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::Config;
+
+    const FILES: &str = "certificate = \"/nowhere.pem\"\nkey = { file = \"/nowhere.key\" }\n";
+
+    /// Line, message and help of every mistake.
+    fn mistakes(lines: &str) -> Vec<(usize, String, String)> {
+        let rejected = Config::parse(&format!("[mqtt.tls]\n{FILES}{lines}")).expect_err("it is wrong");
+        let line = |span: &Option<std::ops::Range<usize>>| {
+            span.as_ref().and_then(|span| rejected.sources.locate(span.start)).map_or(0, |at| at.1)
+        };
+        let told = rejected.diagnostics.iter();
+        told.map(|mistake| {
+            (line(&mistake.span), mistake.message.clone(), mistake.help.clone().unwrap_or_default())
+        })
+        .collect()
+    }
+
+    #[test]
+    fn mistakes_about_tls_point_at_their_lines_and_say_what_to_do() {
+        let found = mistakes("certificate_users = true\nrequire_client_certificate = true\n");
+        for (line, message, help) in [
+            (1, "serves no address", "listen = [\"127.0.0.1:8883\"]"),
+            (2, "/nowhere.pem", ""),
+            (3, "/nowhere.key", ""),
+            (4, "certificate_users needs", "client_ca = "),
+            (5, "require_client_certificate needs", "client_ca = "),
+        ] {
+            let is_there = |(at, text, advice): &(usize, String, String)| {
+                *at == line && text.contains(message) && advice.contains(help)
+            };
+            assert!(found.iter().any(is_there), "{line}: {message} is not in {found:#?}");
+        }
+        assert_eq!(found.len(), 5, "{found:#?}");
+    }
+
+    #[test]
+    fn tls_beyond_loopback_needs_users_or_certificates_of_clients() {
+        for key in ["listen", "websocket_listen"] {
+            let open = format!("{key} = [\"127.0.0.1:0\", \"0.0.0.0:8883\"]\n");
+            let is_refused = |lines: &str| {
+                let refusal = "0.0.0.0:8883 is reachable from the network";
+                mistakes(&format!("{open}{lines}")).iter().any(|(line, message, help)| {
+                    *line == 4
+                        && message.starts_with(refusal)
+                        && help.contains("[users]")
+                        && help.contains("client_ca")
+                })
+            };
+            assert!(is_refused(""));
+            assert!(is_refused("client_ca = \"/nowhere.pem\"\nrequire_client_certificate = false\n"));
+            assert!(!is_refused("client_ca = \"/nowhere.pem\"\n"));
+            assert!(!is_refused("[users]\npanel = { credential = \"x\" }\n"));
+        }
+    }
+}

@@ -145,11 +145,11 @@ impl Porter {
             oldest.abort();
             self.gateway.handshakes.displaced.fetch_add(1, Ordering::Relaxed);
         }
-        pending.push_back(spawn_local(self.clone().welcome(stream, address, door)).abort_handle());
+        let welcome = self.clone().welcome(stream, address, door, Instant::now());
+        pending.push_back(spawn_local(welcome).abort_handle());
     }
 
-    async fn welcome(self: Rc<Self>, stream: TcpStream, address: SocketAddr, door: Door) {
-        let accepted = Instant::now();
+    async fn welcome(self: Rc<Self>, stream: TcpStream, address: SocketAddr, door: Door, accepted: Instant) {
         let deadline = (accepted + self.connect_timeout).into();
         let count = &self.gateway.handshakes;
         let counter = match timeout_at(deadline, self.hand_over(stream, address, door, accepted)).await {

@@ -129,7 +129,8 @@ fn upgrade_to_mqtt(
             .into_response();
     };
     let broker = gateway.broker.clone();
-    upgrade.protocols([SUBPROTOCOL]).on_upgrade(async move |socket| {
+    let upgrade = upgrade.protocols([SUBPROTOCOL]).max_frame_size(MAX_FRAME).max_message_size(MAX_FRAME);
+    upgrade.on_upgrade(async move |socket| {
         broker.attach(WebSocketStream::new(socket), peer, accepted).await;
     })
 }
@@ -191,5 +192,7 @@ const MAX_CONNECTIONS: usize = 256;
 const HEADER_TIMEOUT: Duration = Duration::from_secs(15);
 /// A request's body, in bytes.
 const MAX_BODY: usize = 64 * 1024;
+/// A WebSocket frame of a client, in bytes: it waits in memory until it is whole. Twice the largest MQTT packet.
+const MAX_FRAME: usize = 4 << 20;
 /// How long an open request may go on when the gateway stops.
 const DRAIN: Duration = Duration::from_secs(1);

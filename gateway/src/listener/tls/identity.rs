@@ -161,3 +161,112 @@ fn mismatch(error: &Error) -> Fault {
         _ => Fault::new("key", format!("not usable: {error}")),
     }
 }
+
+#[cfg(test)]
+pub(super) mod tests {
+    use std::path::PathBuf;
+    use std::process::Command;
+
+    use super::*;
+    use crate::config::Config;
+
+    /// A directory with `server.pem`, which signs itself, and `server.key`.
+    pub struct Files(tempfile::TempDir);
+
+    impl Files {
+        pub fn new() -> Self {
+            let files = Self(tempfile::TempDir::new().unwrap());
+            files.make("server");
+            files
+        }
+
+        /// Makes a certificate and its key.
+        pub fn make(&self, name: &str) {
+            let output = Command::new("openssl")
+                .args(["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"])
+                .args(["-days", "2", "-subj", "/CN=Tür 7", "-utf8", "-keyout", &format!("{name}.key")])
+                .args(["-addext", "subjectAltName=DNS:door.local", "-out", &format!("{name}.pem")])
+                .current_dir(self.0.path())
+                .output()
+                .expect("openssl is installed");
+            assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        }
+
+        pub fn write(&self, name: &str, text: &str) -> PathBuf {
+            let path = self.0.path().join(name);
+            std::fs::write(&path, text).unwrap();
+            path
+        }
+
+        /// `[mqtt.tls]` with these files and further lines, in which `"server.` is a file of this directory.
+        pub fn settings(&self, lines: &str) -> MqttTls {
+            let text = format!(
+                "listen = [\"127.0.0.1:0\"]\ncertificate = \"server.pem\"\nkey = {{ file = \"server.key\" }}\n{lines}"
+            );
+            let directory = self.0.path().display();
+            let text =
+                format!("[mqtt.tls]\n{}", text.replace("\"server.", &format!("\"{directory}/server.")));
+            Config::parse(&text)
+                .unwrap_or_else(|rejected| panic!("{}", rejected.render(false)))
+                .mqtt
+                .tls
+                .unwrap()
+        }
+    }
+
+    fn shown(identity: &Identity) -> Vec<CertificateDer<'static>> {
+        identity.read(|loaded| loaded.essence.chain.clone())
+    }
+
+    #[test]
+    fn a_reload_takes_what_is_new_and_keeps_what_it_has_when_that_is_bad() {
+        let files = Files::new();
+        let settings = files.settings("");
+        let identity = Identity::load(&settings).unwrap();
+        let first = shown(&identity);
+        assert_eq!(identity.reload(&settings), Ok(false));
+        files.make("server");
+        assert_eq!(identity.reload(&settings), Ok(true));
+        let second = shown(&identity);
+        assert_ne!(first, second);
+        files.write("server.key", "no key");
+        let faults = identity.reload(&settings).unwrap_err();
+        assert_eq!((faults.len(), faults[0].key), (1, "key"), "{faults:?}");
+        assert!(!faults[0].message.contains("no key\n"), "a secret is not repeated");
+        assert_eq!(shown(&identity), second);
+        // What is wanted of clients counts as well.
+        files.make("server");
+        assert_eq!(identity.reload(&files.settings("client_ca = \"server.pem\"")), Ok(true));
+        assert!(identity.requires_certificate() && !identity.has_certificate_users());
+    }
+
+    #[test]
+    fn every_file_that_is_wrong_is_named() {
+        let files = Files::new();
+        let mut settings = files.settings("");
+        settings.client_ca = Some(files.write("authority.pem", ""));
+        settings.certificate = "nowhere.pem".into();
+        let faults = Identity::load(&settings).unwrap_err();
+        let keys: Vec<_> = faults.iter().map(|fault| fault.key).collect();
+        assert_eq!(keys, ["certificate", "client_ca"]);
+        assert!(faults[0].message.contains("nowhere.pem") && faults[1].message.contains("authority.pem"));
+    }
+
+    #[test]
+    fn a_key_that_belongs_to_another_certificate_is_a_mistake() {
+        let files = Files::new();
+        let settings = files.settings("");
+        let key = std::fs::read_to_string(files.0.path().join("server.key")).unwrap();
+        files.make("server");
+        files.write("server.key", &key);
+        let faults = Identity::load(&settings).unwrap_err();
+        assert_eq!(faults[0].message, "the key does not belong to the certificate");
+    }
+
+    #[test]
+    fn a_certificates_common_name_comes_before_its_alternative_names() {
+        let files = Files::new();
+        let chain = chain(&files.0.path().join("server.pem")).unwrap();
+        assert_eq!(super::super::subject::name(&chain[0]).as_deref(), Some("Tür 7"));
+    }
+}

@@ -39,7 +39,7 @@ where
 {
     let router = Router::new()
         .route("/mqtt", get(mqtt))
-        .layer(middleware::from_fn_with_state(gateway.clone(), guard::check_page))
+        .layer(middleware::from_fn(guard::check_origin))
         .layer(Extension(arrival))
         .with_state(gateway);
     let service = service_fn(move |request: hyper::Request<Incoming>| {
@@ -49,6 +49,7 @@ where
     http1::Builder::new()
         .keep_alive(false)
         .max_headers(64)
+        .max_buf_size(MAX_HEAD)
         .serve_connection(TokioIo::new(stream), service)
         .with_upgrades()
         .await
@@ -61,3 +62,6 @@ async fn mqtt(
 ) -> Response {
     upgrade_to_mqtt(upgrade, &gateway, peer, accepted)
 }
+
+/// A request's line and headers, in bytes.
+const MAX_HEAD: usize = 16 << 10;
