@@ -43,8 +43,8 @@ impl Users {
 }
 
 impl Access for Users {
-    /// Anonymous over loopback and over a plain WebSocket, whose upgrade was already checked; known users elsewhere. A wrong
-    /// password is refused everywhere.
+    /// Anonymous over loopback and over a plain WebSocket, whose upgrade was already checked; known users elsewhere. A
+    /// wrong password is refused everywhere.
     fn connect(&self, request: &ConnectRequest<'_>) -> Verdict {
         let Peer { address, transport, .. } = request.peer;
         let is_let_in = matches!(transport, Transport::Memory | Transport::WebSocket)

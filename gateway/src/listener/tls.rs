@@ -48,7 +48,7 @@ pub struct TlsConfig {
 /// What became of connections before the broker had them.
 #[derive(Debug, Default)]
 pub struct Handshakes {
-    /// Handed to the broker.
+    /// The broker has the connection, or HTTP has answered what was no upgrade.
     pub done: AtomicU64,
     /// Ended by an error: no TLS, no certificate, no WebSocket.
     pub failed: AtomicU64,
