@@ -201,6 +201,16 @@ async fn an_attached_stream_is_served_like_a_socket() {
 }
 
 #[tokio::test]
+async fn the_time_to_connect_counts_from_when_the_stream_was_accepted() {
+    let server = Server::new(Limits::default(), &[]);
+    let (mut ours, theirs) = tokio::io::duplex(50);
+    let accepted = Instant::now().checked_sub(Limits::default().connect_timeout).unwrap();
+    server.handle.attach(theirs, Peer::new(None, Transport::Tls), accepted).await;
+    assert_eq!(timeout(Duration::from_secs(5), ours.read(&mut [0; 1])).await.unwrap().unwrap(), 0);
+    assert_eq!(server.handle.status().await.unwrap().counters.connect_timeouts, 1);
+}
+
+#[tokio::test]
 async fn a_stopping_broker_says_goodbye_and_ends() {
     let server = Server::new(Limits::default(), &[]);
     let mut new = server.client(named("new", Version::V5)).await;
