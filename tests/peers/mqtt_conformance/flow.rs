@@ -21,6 +21,7 @@ pub const CHECKS: &[Check] = &[
     check!(a_queued_message_above_the_clients_packet_size_is_not_sent, V5 "3.1.2-25"),
     check!(a_packet_far_above_our_size_ends_the_connection, V5 "3.2.2-15"),
     check!(a_packet_a_byte_above_our_size_ends_the_connection, V5 "3.2.2-15"),
+    check!(one_who_sends_on_still_hears_why_it_ends, V5 "4.13.1"),
     check!(a_packet_of_exactly_our_size_is_taken, V5 "3.2.2-15"),
     check!(a_huge_packet_ends_the_connection_before_5_too, V311 "4.8.0-2"),
     check!(an_alias_stands_for_its_topic, V5 "3.3.2.3.4"),
@@ -275,6 +276,22 @@ fn assert_too_large(room: &Room, above: usize) {
     // The size is known from the first bytes: the rest need not be read, and is not sent.
     client.send(&bytes[..5]);
     client.expect_disconnect(0x95);
+}
+
+fn one_who_sends_on_still_hears_why_it_ends(room: &Room) {
+    let (mut client, connack) = room.hello("a").open_with(room.broker);
+    let size = connack.properties.number(property::MAXIMUM_PACKET_SIZE).expect("a maximum packet size");
+    // All of it, as a client does that has not looked.
+    client.send(&publish_of(room, size as usize + 500_000));
+    client.expect_disconnect(0x95);
+    // More messages at once than may be unacknowledged.
+    let (mut client, connack) = room.hello("a").open_with(room.broker);
+    let mut bytes = Vec::new();
+    for id in 1..=receive_maximum(&connack) as u16 + 500 {
+        bytes.extend(Publish::new(room.topic("x"), "y").qos(2).id(id).bytes(Version::V5));
+    }
+    client.send(&bytes);
+    client.expect_disconnect(0x93);
 }
 
 fn a_packet_of_exactly_our_size_is_taken(room: &Room) {

@@ -40,6 +40,8 @@ pub(super) struct Driver {
     is_dirty: bool,
     /// Runs once the engine has closed the connection: whoever does not take the last bytes in time is cut off.
     linger: Option<Pin<Box<Sleep>>>,
+    /// Whether everything is written and the peer has been told so.
+    is_shut: bool,
 }
 
 impl Slots {
@@ -84,7 +86,16 @@ impl Slots {
 
 impl Driver {
     pub(super) fn new(core: Rc<Core>, id: ConnectionId, stream: Box<dyn Stream>) -> Self {
-        Self { core, id, stream, writing: Vec::new(), written: 0, is_dirty: false, linger: None }
+        Self {
+            core,
+            id,
+            stream,
+            writing: Vec::new(),
+            written: 0,
+            is_dirty: false,
+            linger: None,
+            is_shut: false,
+        }
     }
 
     /// Moves bytes until there is nothing to move. Ready when the connection is over.
@@ -141,13 +152,34 @@ impl Driver {
         Poll::Ready(Ok(()))
     }
 
-    /// The engine has closed the connection: shuts the stream down once everything is written, within a time limit.
+    /// The engine has closed the connection: shuts the stream down once everything is written, then waits for the
+    /// peer to do the same, both within a time limit.
     fn finish(&mut self, context: &mut Context<'_>, is_written: bool) -> Poll<()> {
         // An error while closing changes nothing.
-        if is_written && Pin::new(&mut self.stream).poll_shutdown(context).is_ready() {
+        if is_written && !self.is_shut && Pin::new(&mut self.stream).poll_shutdown(context).is_ready() {
+            self.is_shut = true;
+            self.linger = Some(Box::pin(sleep(FAREWELL)));
+        }
+        if self.is_shut && self.discard(context).is_ready() {
             return Poll::Ready(());
         }
         self.linger.get_or_insert_with(|| Box::pin(sleep(LINGER))).as_mut().poll(context)
+    }
+
+    /// Reads what still comes and forgets it. A socket that is closed with unread bytes in it is reset, and a peer that
+    /// was still sending would lose what was written last: the reason why.
+    fn discard(&mut self, context: &mut Context<'_>) -> Poll<()> {
+        let core = self.core.clone();
+        let mut scratch = core.scratch.borrow_mut();
+        for _ in 0..TURNS {
+            let mut buffer = ReadBuf::new(&mut scratch);
+            let result = ready!(Pin::new(&mut self.stream).poll_read(context, &mut buffer));
+            if result.is_err() || buffer.filled().is_empty() {
+                return Poll::Ready(());
+            }
+        }
+        context.waker().wake_by_ref();
+        Poll::Pending
     }
 
     /// Reads once and gives it to the engine. `false` when there will be nothing more.
@@ -185,6 +217,9 @@ impl Drop for Driver {
 
 /// How long a closed connection may take for its last bytes.
 const LINGER: Duration = Duration::from_secs(2);
+
+/// How long it is then waited for the peer's own end.
+const FAREWELL: Duration = Duration::from_millis(500);
 
 /// Reads in a row before the other connections get their turn.
 const TURNS: usize = 4;

@@ -254,3 +254,19 @@ async fn a_peer_that_hangs_up_is_forgotten() {
 
 /// How long anything may take before a test fails: far longer than it does.
 const PATIENCE: Duration = Duration::from_secs(10);
+
+#[tokio::test]
+async fn a_peer_that_is_still_sending_reads_why_it_was_closed_and_then_the_end() {
+    let server = Server::new(Limits { packet_bytes: 1_000, ..Limits::default() }, &[]);
+    let mut stream = TcpStream::connect(server.address).await.unwrap();
+    stream.write_all(b"\x10\x0f\x00\x04MQTT\x05\x02\x00\x00\x00\x00\x02me").await.unwrap();
+    // A PUBLISH of a megabyte: its length alone is enough to refuse it.
+    stream.write_all(&[0x30, 0xc0, 0x84, 0x3d]).await.unwrap();
+    stream.write_all(&vec![b'x'; 1_000_000]).await.expect("nobody cuts us off");
+    let mut heard = Vec::new();
+    let end = stream.read_to_end(&mut heard);
+    tokio::time::timeout(Duration::from_secs(5), end).await.unwrap().expect("an end, not a reset");
+    assert!(heard.ends_with(&[0xe0, 1, 0x95]), "{heard:02x?}");
+    // Linux shows what came before a reset; the stacks of small devices throw it away with the connection.
+    assert!(stream.take_error().unwrap().is_none(), "the connection was reset");
+}
