@@ -27,6 +27,7 @@ mod sampler;
 mod spool;
 mod stock;
 mod supervise;
+mod tls;
 mod uplink;
 mod users;
 

@@ -1,17 +1,15 @@
-//! TLS towards a peer, by rustls with ring. Verification cannot be switched off; a CA file can be added. Certificates are
-//! checked by a time with a floor, so that a machine that boots in 1970 still connects.
+//! TLS towards a peer. Verification cannot be switched off; a CA file can be added.
 
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use anyhow::{Context as _, bail};
+use anyhow::Context as _;
+use rustls::pki_types::PrivateKeyDer;
 use rustls::pki_types::pem::PemObject as _;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, UnixTime};
-use rustls::time_provider::TimeProvider;
 use serde::Deserialize;
 use tokio_rustls::TlsConnector;
 
-use crate::clock;
+use crate::tls::{FlooredTime, authorities, chain, provider};
 
 /// `tls = { ca = …, certificate = …, key = … }`; an empty table trusts the system's certificates.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
@@ -56,42 +54,19 @@ impl Tls {
 
     /// The same for one of several protocols that share a port, by its name (ALPN, RFC 7301).
     pub fn connector_for(&self, protocol: Option<&str>) -> anyhow::Result<TlsConnector> {
-        let mut roots = rustls::RootCertStore::empty();
-        let ca = self.authorities()?;
-        for certificate in CertificateDer::pem_file_iter(&ca).with_context(|| ca.display().to_string())? {
-            let certificate = certificate.with_context(|| ca.display().to_string())?;
-            // One authority that rustls cannot use does not take the others away.
-            let _ = roots.add(certificate);
-        }
-        if roots.is_empty() {
-            bail!("{}: holds no usable certificate", ca.display());
-        }
-        let provider = Arc::new(rustls::crypto::ring::default_provider());
-        let builder = rustls::ClientConfig::builder_with_details(provider, Arc::new(FlooredTime))
+        let roots = authorities(&self.authorities()?)?;
+        let builder = rustls::ClientConfig::builder_with_details(provider(), Arc::new(FlooredTime))
             .with_safe_default_protocol_versions()?
             .with_root_certificates(roots);
         let mut config = match (&self.certificate, &self.key) {
             (Some(certificate), Some(key)) => {
-                let chain = CertificateDer::pem_file_iter(certificate)
-                    .and_then(Iterator::collect::<Result<Vec<_>, _>>)
-                    .with_context(|| certificate.display().to_string())?;
                 let key_der = PrivateKeyDer::from_pem_file(key).with_context(|| key.display().to_string())?;
-                builder.with_client_auth_cert(chain, key_der)?
+                builder.with_client_auth_cert(chain(certificate)?, key_der)?
             }
             _ => builder.with_no_client_auth(),
         };
         config.alpn_protocols = protocol.into_iter().map(|name| name.as_bytes().to_vec()).collect();
         Ok(TlsConnector::from(Arc::new(config)))
-    }
-}
-
-/// [`clock::floor_time`].
-#[derive(Debug)]
-struct FlooredTime;
-
-impl TimeProvider for FlooredTime {
-    fn current_time(&self) -> Option<UnixTime> {
-        Some(UnixTime::since_unix_epoch(clock::floor_time()))
     }
 }
 
