@@ -26,6 +26,7 @@ use crate::intake::Intake;
 use crate::ledger::{self, Keeper};
 use crate::listener::broker::{self, BrokerConfig, Shelves};
 use crate::listener::coap::{self, CoapConfig};
+use crate::listener::tls::{self, ByCertificate, Fault, Handshakes, Identity, TlsConfig};
 use crate::listener::{bind, web};
 use crate::live::{self, Live};
 use crate::sampler::{DeviceConfig, Sampler};
@@ -60,6 +61,9 @@ pub async fn run(start: Start, config: Config) -> Result<()> {
         addresses.iter().map(|at| bind::tcp(what, *at)).collect::<Result<Vec<_>>>()
     };
     let mqtt_listeners = listen("mqtt", &config.mqtt.listen)?;
+    let tls = config.mqtt.tls.as_ref();
+    let tls_listeners = listen("mqtt.tls", tls.map_or(&[], |tls| &tls.listen))?;
+    let wss_listeners = listen("mqtt.tls", tls.map_or(&[], |tls| &tls.websocket_listen))?;
     let http_listeners = listen("http", &config.http.listen)?;
     let coap_sockets =
         config.coap.listen.iter().map(|at| bind::udp("coap", *at)).collect::<Result<Vec<_>>>()?;
@@ -68,6 +72,8 @@ pub async fn run(start: Start, config: Config) -> Result<()> {
     for (what, address) in mqtt_listeners
         .iter()
         .map(|l| ("mqtt", l.local_addr()))
+        .chain(tls_listeners.iter().map(|l| ("mqtts", l.local_addr())))
+        .chain(wss_listeners.iter().map(|l| ("wss", l.local_addr())))
         .chain(http_listeners.iter().map(|l| ("http", l.local_addr())))
         .chain(coap_sockets.iter().map(|s| ("coap", s.local_addr())))
     {
@@ -84,6 +90,7 @@ pub async fn run(start: Start, config: Config) -> Result<()> {
     let (intake, intake_task) = Intake::new(spool.clone(), clock, stop.clone());
     let users = Users::default();
     users.load(&config.users, &config.mqtt.rules).map_err(|error| anyhow!(error))?;
+    let identity = tls.map(Identity::load).transpose().map_err(|faults| anyhow!(told(&faults)))?;
 
     // The listeners end after everything that speaks through them.
     let farewell = CancellationToken::new();
@@ -91,7 +98,10 @@ pub async fn run(start: Start, config: Config) -> Result<()> {
         limits: broker_limits(&config),
         listeners: mqtt_listeners,
         forwarded: filters(&config.mqtt.forward),
-        access: Box::new(users.clone()),
+        access: match &identity {
+            Some(identity) => Box::new(ByCertificate::or(identity.clone(), users.clone())),
+            None => Box::new(users.clone()),
+        },
         judge: Some(judge(users.clone())),
         seed: random(),
         shelves: Some(Shelves::open(spool.clone(), clock).await),
@@ -129,6 +139,8 @@ pub async fn run(start: Start, config: Config) -> Result<()> {
         readings: broadcast::channel(TAIL).0,
         dropped_by_sampler: sampler.dropped(),
         users,
+        tls: identity.clone(),
+        handshakes: Handshakes::default(),
         clock,
         started,
         damage,
@@ -168,6 +180,22 @@ pub async fn run(start: Start, config: Config) -> Result<()> {
     for listener in http_listeners {
         let listener = TcpListener::from_std(listener)?;
         supervisor.spawn("http", web::serve_tcp(listener, gateway.clone(), stop.clone()));
+    }
+    if let Some(identity) = identity {
+        let tls_config = TlsConfig {
+            listeners: tls_listeners,
+            websocket_listeners: wss_listeners,
+            identity,
+            connect_timeout: broker_limits(&config).connect_timeout,
+        };
+        let finished = tls::start(tls_config, gateway.clone(), farewell.clone()).context("mqtt.tls")?;
+        let stop = stop.clone();
+        supervisor.spawn("mqtt.tls", async move {
+            tokio::select! {
+                _ = finished => {}
+                () = stop.cancelled() => {}
+            }
+        });
     }
     supervisor.spawn("control", web::serve_control(control, control_path, gateway.clone(), stop.clone()));
     live.gateway_state(true);
@@ -309,6 +337,15 @@ fn broker_limits(config: &Config) -> mqtt::Limits {
         retained_bytes: defaults.retained_bytes.min(share),
         ..defaults
     }
+}
+
+/// The faults as one text.
+fn told(faults: &[Fault]) -> String {
+    faults
+        .iter()
+        .map(|fault| format!("[mqtt.tls] {}: {}", fault.key, fault.message))
+        .collect::<Vec<_>>()
+        .join("\n")
 }
 
 fn filters(texts: &[String]) -> Vec<Filter> {

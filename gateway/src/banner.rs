@@ -45,6 +45,8 @@ fn text(gateway: &Gateway, state: &Path, with_colour: bool) -> String {
         let line = match *what {
             "http" => format!("page   http://{address}/"),
             "mqtt" => format!("MQTT   {address}  3.1.1 and 5.0"),
+            "mqtts" => format!("MQTT   {address}  TLS"),
+            "wss" => format!("MQTT   wss://{address}/mqtt"),
             _ => format!("CoAP   coap://{address}/  UDP"),
         };
         let _ = writeln!(out, "  {line}");

@@ -7,6 +7,7 @@ pub mod document;
 mod items;
 pub mod quantity;
 mod sections;
+mod tls;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -22,6 +23,7 @@ use toml::de::{DeTable, DeValue};
 use self::document::{Diagnostic, Sources, read, settings};
 use self::quantity::{DailySize, LedgerInterval, SecretSource, Size};
 use self::sections::Section;
+pub use self::tls::MqttTls;
 use crate::reading::is_name;
 use crate::sampler::DeviceConfig;
 use crate::spool::WhenFull;
@@ -73,6 +75,8 @@ pub struct Mqtt {
     pub forward: Vec<String>,
     /// Connections at a time.
     pub max_connections: usize,
+    /// `[mqtt.tls]`
+    pub tls: Option<MqttTls>,
     /// `[[mqtt.rule]]`: who may publish and subscribe what; without one, everybody everything.
     #[serde(rename = "rule")]
     pub rules: Vec<Rule>,
@@ -142,7 +146,13 @@ impl Default for Gateway {
 
 impl Default for Mqtt {
     fn default() -> Self {
-        Self { listen: vec![loopback(1883)], forward: Vec::new(), max_connections: 1024, rules: Vec::new() }
+        Self {
+            listen: vec![loopback(1883)],
+            forward: Vec::new(),
+            max_connections: 1024,
+            tls: None,
+            rules: Vec::new(),
+        }
     }
 }
 
@@ -300,6 +310,9 @@ fn read_text(path: &Path) -> Result<String, String> {
 fn assemble(root: &mut DeTable<'_>, diagnostics: &mut Vec<Diagnostic>) -> Config {
     let listen = |root: &DeTable<'_>, name: &str| root.get(name).map(listen_span).unwrap_or_default();
     let (mqtt_listen, http_listen) = (listen(root, "mqtt"), listen(root, "http"));
+    let tls = root.get("mqtt").and_then(|mqtt| mqtt.get_ref().as_table()?.get("tls"));
+    let tls_listen =
+        ["listen", "websocket_listen"].map(|key| tls.map(|tls| key_span(tls, key)).unwrap_or_default());
     let wear_budget = root.get("spool").map(|table| key_span(table, "wear_budget")).unwrap_or_default();
     let config = Config {
         gateway: section(root, "gateway", diagnostics),
@@ -324,6 +337,9 @@ fn assemble(root: &mut DeTable<'_>, diagnostics: &mut Vec<Diagnostic>) -> Config
                 ));
             }
         }
+    }
+    if let Some(tls) = config.mqtt.tls.as_ref().filter(|_| config.users.is_empty()) {
+        tls.check_door(&tls_listen, diagnostics);
     }
     check_wear(&config, wear_budget, diagnostics);
     for key in root.keys() {
@@ -388,14 +404,25 @@ fn section<T: Section>(root: &mut DeTable<'_>, name: &str, diagnostics: &mut Vec
         diagnostics.push(Diagnostic::at(span, format!("`{name}` is a table: write [{name}]")));
         return T::default();
     };
-    let places: BTreeMap<String, Range<usize>> =
-        table.iter().map(|(key, value)| (key.get_ref().to_string(), value.span())).collect();
+    let mut places = BTreeMap::new();
+    note_places(&table, "", &mut places);
     let place = |key: &str| places.get(key).cloned().unwrap_or_else(|| span.clone());
     let parsed: Option<T> = read(Spanned::new(span.clone(), table), diagnostics, settings);
     if let Some(section) = &parsed {
         section.check(&place, diagnostics);
     }
     parsed.unwrap_or_default()
+}
+
+/// Where each key of a table stands, by its name; those of tables in it by `table.key`.
+fn note_places(table: &DeTable<'_>, prefix: &str, places: &mut BTreeMap<String, Range<usize>>) {
+    for (key, value) in table {
+        let name = format!("{prefix}{}", key.get_ref());
+        if let DeValue::Table(inner) = value.get_ref() {
+            note_places(inner, &format!("{name}."), places);
+        }
+        places.insert(name, value.span());
+    }
 }
 
 fn bad_name(name: &str) -> String {

@@ -14,6 +14,7 @@ use crate::config::Config;
 use crate::intake::Intake;
 use crate::listener::broker::BrokerHandle;
 use crate::listener::coap::CoapHandle;
+use crate::listener::tls::{Handshakes, Identity};
 use crate::live::Live;
 use crate::reading::Reading;
 use crate::spool::{Damage, Spool};
@@ -34,6 +35,10 @@ pub struct Gateway {
     pub alarms: Alarms,
     /// The MQTT broker.
     pub broker: BrokerHandle,
+    /// What the TLS listeners show, where there are any; changed by a reload only.
+    pub tls: Option<Identity>,
+    /// What became of connections over TLS.
+    pub handshakes: Handshakes,
     /// The CoAP server.
     pub coap: CoapHandle,
     /// Every reading as it comes; who is too slow misses some.

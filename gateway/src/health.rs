@@ -1,9 +1,12 @@
 //! What is wrong right now, in words a person can act on. An uplink that is away for a while is normal life.
 
+use std::sync::atomic::{AtomicU64, Ordering};
+
 use serde_json::{Value as Json, json};
 
 use crate::clock::WallQuality;
 use crate::gateway::Gateway;
+use crate::listener::tls::Handshakes;
 use crate::payload;
 use crate::spool::{Class, GapReason, Seq, Stats};
 use crate::uplink;
@@ -135,12 +138,21 @@ pub async fn status(gateway: &Gateway) -> Json {
                 + broker.dropped_deliveries
                 + broker.dropped_ingress,
             "protocol_errors": broker.counters.protocol_errors,
+            "tls": gateway.tls.as_ref().map(|_| handshakes_json(gateway)),
         })),
         "coap": { "requests": coap.requests, "observers": coap.observers },
         "intake": {
             "dropped": gateway.intake.dropped(),
-            "dropped_by_sampler": gateway.dropped_by_sampler.load(std::sync::atomic::Ordering::Relaxed),
+            "dropped_by_sampler": gateway.dropped_by_sampler.load(Ordering::Relaxed),
         },
+    })
+}
+
+fn handshakes_json(gateway: &Gateway) -> Json {
+    let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+    let Handshakes { done, failed, timed_out, displaced } = &gateway.handshakes;
+    json!({
+        "done": count(done), "failed": count(failed), "timed_out": count(timed_out), "displaced": count(displaced),
     })
 }
 

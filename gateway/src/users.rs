@@ -147,13 +147,12 @@ impl std::fmt::Debug for Seen {
 }
 
 impl Access for Users {
-    /// Anonymous over loopback and over a WebSocket whose upgrade was already checked; known users elsewhere. A name of
-    /// ours with a wrong password is refused everywhere.
+    /// Anonymous over loopback and over a plain WebSocket, whose upgrade was already checked; known users elsewhere. A
+    /// name of ours with a wrong password is refused everywhere.
     fn connect(&self, request: &ConnectRequest<'_>) -> Verdict {
         let Peer { address, transport, user, .. } = request.peer;
-        let is_let_in =
-            matches!(transport, Transport::Memory | Transport::WebSocket | Transport::SecureWebSocket)
-                || address.is_none_or(|address| address.ip().to_canonical().is_loopback());
+        let is_let_in = matches!(transport, Transport::Memory | Transport::WebSocket)
+            || address.is_none_or(|address| address.ip().to_canonical().is_loopback());
         match (request.user, request.password) {
             (Some(name), Some(password)) => match self.guess(name, password) {
                 Guess::Right => Verdict::Accept(Some(name.into())),

@@ -1,10 +1,12 @@
 //! Reading the configuration again: only what differs is touched, and a configuration with mistakes changes nothing.
 
+use std::net::SocketAddr;
 use std::sync::{Arc, PoisonError};
 
 use log::{error, info, warn};
 
-use super::{Start, filters, shown, spool_options, start_uplink};
+use super::{Start, filters, shown, spool_options, start_uplink, told};
+use crate::config::Config;
 use crate::gateway::Gateway;
 use crate::sampler::Sampler;
 use crate::supervise::Supervisor;
@@ -44,6 +46,11 @@ async fn try_reload(
     let mut changes = Vec::new();
     if new.users != old.users {
         changes.push("users".to_owned());
+    }
+    if let (Some(identity), Some(tls)) = (&gateway.tls, &new.mqtt.tls)
+        && identity.reload(tls).map_err(|faults| told(&faults))?
+    {
+        changes.push("TLS certificates".into());
     }
     if new.mqtt.forward != old.mqtt.forward {
         gateway.broker.set_forwarded(filters(&new.mqtt.forward)).await;
@@ -97,6 +104,7 @@ async fn try_reload(
     let needs_restart = new.gateway != old.gateway
         || new.mqtt.listen != old.mqtt.listen
         || new.mqtt.max_connections != old.mqtt.max_connections
+        || tls_addresses(&new) != tls_addresses(&old)
         || new.http.listen != old.http.listen
         || new.coap != old.coap;
     if needs_restart {
@@ -105,9 +113,17 @@ async fn try_reload(
         kept.gateway = old.gateway.clone();
         kept.mqtt.listen.clone_from(&old.mqtt.listen);
         kept.mqtt.max_connections = old.mqtt.max_connections;
+        if tls_addresses(&new) != tls_addresses(&old) {
+            kept.mqtt.tls.clone_from(&old.mqtt.tls);
+        }
         kept.http.listen.clone_from(&old.http.listen);
         kept.coap = old.coap.clone();
     }
     *gateway.config.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(kept);
     Ok(if changes.is_empty() { "nothing changed".into() } else { changes.join(", ") })
+}
+
+/// Where TLS listens; `None` where it does not.
+fn tls_addresses(config: &Config) -> Option<(&[SocketAddr], &[SocketAddr])> {
+    config.mqtt.tls.as_ref().map(|tls| (&tls.listen[..], &tls.websocket_listen[..]))
 }

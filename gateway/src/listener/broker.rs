@@ -129,7 +129,7 @@ impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
 
 enum Control {
     Subscribe { filter: Filter, messages: mpsc::Sender<Delivered> },
-    Attach { stream: Box<dyn Stream>, peer: Peer },
+    Attach { stream: Box<dyn Stream>, peer: Peer, accepted: Instant },
     SetForwarded(Vec<Filter>),
     Status(oneshot::Sender<Status>),
 }
@@ -267,9 +267,14 @@ impl BrokerHandle {
         receiver
     }
 
-    /// Hands over a connection on which CONNECT is expected next.
-    pub async fn attach(&self, stream: impl Stream + 'static, peer: Peer) {
-        let _ = self.control.send(Control::Attach { stream: Box::new(stream), peer }).await;
+    /// Hands over a connection on which CONNECT is expected next, in a time that began when it was `accepted`.
+    pub async fn attach(&self, stream: impl Stream + 'static, peer: Peer, accepted: Instant) {
+        let _ = self.control.send(Control::Attach { stream: Box::new(stream), peer, accepted }).await;
+    }
+
+    /// Waits until the broker has said goodbye to everybody.
+    pub async fn stopped(&self) {
+        self.control.closed().await;
     }
 
     /// Replaces the filters whose messages are stored before they are acknowledged.
@@ -370,9 +375,9 @@ impl Core {
         }
     }
 
-    fn open(self: &Rc<Self>, stream: Box<dyn Stream>, peer: Peer) {
+    fn open(self: &Rc<Self>, stream: Box<dyn Stream>, peer: Peer, accepted: Instant) {
         // Refused: the stream is dropped, and so closed; the engine has counted it.
-        let Some(id) = self.drive(|broker, now| broker.accept(now, peer)) else { return };
+        let Some(id) = self.drive(|broker, _| broker.accept(accepted, peer)) else { return };
         self.slots.borrow_mut().open(id);
         spawn_local(Driver::new(self.clone(), id, stream));
     }
@@ -433,7 +438,7 @@ async fn accept(core: Rc<Core>, listener: tokio::net::TcpListener) {
                 if let Err(error) = stream.set_nodelay(true) {
                     debug!(peer:% = address; "cannot switch off Nagle's algorithm: {error}");
                 }
-                core.open(Box::new(stream), Peer::new(Some(address), Transport::Tcp));
+                core.open(Box::new(stream), Peer::new(Some(address), Transport::Tcp), Instant::now());
             }
             Err(error) => {
                 // Out of file descriptors, most likely: those who are connected go on, the next one waits.
@@ -504,7 +509,7 @@ async fn take_commands(core: Rc<Core>, mut commands: mpsc::Receiver<Control>, dr
                 let id = broker.subscribe_local(now, filter);
                 core.locals.borrow_mut().insert(id, messages);
             }),
-            Control::Attach { stream, peer } => core.open(stream, peer),
+            Control::Attach { stream, peer, accepted } => core.open(stream, peer, accepted),
             Control::SetForwarded(filters) => core.drive(|broker, _| broker.set_forwarded(&filters)),
             // Who asked and went away does not need the answer.
             Control::Status(reply) => drop(reply.send(core.status(dropped.load(Ordering::Relaxed)))),

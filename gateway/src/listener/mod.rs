@@ -3,5 +3,6 @@
 pub mod bind;
 pub mod broker;
 pub mod coap;
+pub mod tls;
 pub mod web;
 pub mod websocket;

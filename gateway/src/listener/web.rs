@@ -7,15 +7,17 @@
 mod api;
 mod assets;
 mod guard;
+pub mod secure;
 mod spool;
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use axum::Router;
+use axum::extract::ws::rejection::WebSocketUpgradeRejection;
 use axum::extract::{Request, State, WebSocketUpgrade};
 use axum::http::StatusCode;
 use axum::middleware;
@@ -107,21 +109,31 @@ async fn mqtt(
     State(gateway): State<Arc<Gateway>>,
     axum::Extension(door): axum::Extension<Door>,
     login: Option<axum::Extension<guard::Login>>,
-    upgrade: Result<WebSocketUpgrade, axum::extract::ws::rejection::WebSocketUpgradeRejection>,
+    upgrade: Result<WebSocketUpgrade, WebSocketUpgradeRejection>,
+) -> Response {
+    let address = match door {
+        Door::Tcp(peer) => Some(peer),
+        Door::Control => None,
+    };
+    let user = login.map(|login| login.0.0);
+    let peer = mqtt::Peer { user, ..mqtt::Peer::new(address, mqtt::Transport::WebSocket) };
+    upgrade_to_mqtt(upgrade, &gateway, peer, Instant::now())
+}
+
+fn upgrade_to_mqtt(
+    upgrade: Result<WebSocketUpgrade, WebSocketUpgradeRejection>,
+    gateway: &Gateway,
+    peer: mqtt::Peer,
+    accepted: Instant,
 ) -> Response {
     let Ok(upgrade) = upgrade else {
         return (StatusCode::UPGRADE_REQUIRED, "this is MQTT over WebSocket, subprotocol mqtt\n")
             .into_response();
     };
-    let peer = match door {
-        Door::Tcp(peer) => Some(peer),
-        Door::Control => None,
-    };
     let broker = gateway.broker.clone();
-    upgrade.protocols([SUBPROTOCOL]).on_upgrade(async move |socket| {
-        let user = login.map(|login| login.0.0);
-        let peer = mqtt::Peer { user, ..mqtt::Peer::new(peer, mqtt::Transport::WebSocket) };
-        broker.attach(WebSocketStream::new(socket), peer).await;
+    let upgrade = upgrade.protocols([SUBPROTOCOL]).max_frame_size(MAX_FRAME).max_message_size(MAX_FRAME);
+    upgrade.on_upgrade(async move |socket| {
+        broker.attach(WebSocketStream::new(socket), peer, accepted).await;
     })
 }
 
@@ -182,5 +194,7 @@ const MAX_CONNECTIONS: usize = 256;
 const HEADER_TIMEOUT: Duration = Duration::from_secs(15);
 /// A request's body, in bytes.
 const MAX_BODY: usize = 64 * 1024;
+/// A WebSocket frame of a client, in bytes: it waits in memory until it is whole. Twice the largest MQTT packet.
+const MAX_FRAME: usize = 4 << 20;
 /// How long an open request may go on when the gateway stops.
 const DRAIN: Duration = Duration::from_secs(1);

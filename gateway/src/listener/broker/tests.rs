@@ -193,12 +193,22 @@ async fn a_client_that_never_reads_delays_nobody() {
 async fn an_attached_stream_is_served_like_a_socket() {
     let server = Server::new(Limits::default(), &[]);
     let (ours, theirs) = tokio::io::duplex(50);
-    server.handle.attach(theirs, Peer::new(None, Transport::Memory)).await;
+    server.handle.attach(theirs, Peer::new(None, Transport::Memory), Instant::now()).await;
     let mut link = Link::new(ours, named("memory", Version::V5)).await;
     link.subscribe("t").await;
     server.handle.publish(message("t", &"long".repeat(1_000)));
     assert_eq!(link.message().await.payload.len(), 4_000);
     assert_eq!(server.handle.status().await.unwrap().clients[0].transport, Some(Transport::Memory));
+}
+
+#[tokio::test]
+async fn the_time_to_connect_counts_from_when_the_stream_was_accepted() {
+    let server = Server::new(Limits::default(), &[]);
+    let (mut ours, theirs) = tokio::io::duplex(50);
+    let accepted = Instant::now().checked_sub(Limits::default().connect_timeout).unwrap();
+    server.handle.attach(theirs, Peer::new(None, Transport::Tls), accepted).await;
+    assert_eq!(timeout(Duration::from_secs(5), ours.read(&mut [0; 1])).await.unwrap().unwrap(), 0);
+    assert_eq!(server.handle.status().await.unwrap().counters.connect_timeouts, 1);
 }
 
 #[tokio::test]
