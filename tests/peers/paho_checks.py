@@ -1,6 +1,6 @@
 """Eclipse Paho against the broker: one check per run.
 
-usage: paho_checks.py HOST PORT 3|5 CHECK [WEBSOCKET_PATH]
+usage: paho_checks.py HOST PORT 3|5 CHECK [WEBSOCKET_PATH] [ca=PEM]
 Prints what it saw; exits 0 when the check held, 1 with the reason when it did not.
 """
 import queue
@@ -10,7 +10,8 @@ import paho.mqtt.client as mqtt
 from paho.mqtt.packettypes import PacketTypes
 
 host, port, version, check = sys.argv[1], int(sys.argv[2]), sys.argv[3], sys.argv[4]
-websocket = sys.argv[5] if len(sys.argv) > 5 else None
+websocket = next((word for word in sys.argv[5:] if word.startswith("/")), None)
+authority = next((word[3:] for word in sys.argv[5:] if word.startswith("ca=")), None)
 PROTOCOL = mqtt.MQTTv5 if version == "5" else mqtt.MQTTv311
 LIMIT = 5
 
@@ -24,6 +25,8 @@ class Client:
         self.raw = mqtt.Client(mqtt.CallbackAPIVersion.VERSION2, name, protocol=PROTOCOL, transport=transport, **options)
         if websocket:
             self.raw.ws_set_options(path=websocket)
+        if authority:
+            self.raw.tls_set(authority)
         self.events, self.messages = queue.Queue(), queue.Queue()
         self.raw.on_connect = lambda c, u, flags, reason, p: self.events.put(("connected", reason, flags.session_present, p))
         self.raw.on_subscribe = lambda c, u, mid, reasons, p: self.events.put(("subscribed", reasons))
