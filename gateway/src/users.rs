@@ -147,8 +147,8 @@ impl std::fmt::Debug for Seen {
 }
 
 impl Access for Users {
-    /// Anonymous over loopback and over a plain WebSocket, whose upgrade was already checked; known users elsewhere. A name of
-    /// ours with a wrong password is refused everywhere.
+    /// Anonymous over loopback and over a plain WebSocket, whose upgrade was already checked; known users elsewhere. A
+    /// name of ours with a wrong password is refused everywhere.
     fn connect(&self, request: &ConnectRequest<'_>) -> Verdict {
         let Peer { address, transport, user, .. } = request.peer;
         let is_let_in = matches!(transport, Transport::Memory | Transport::WebSocket)

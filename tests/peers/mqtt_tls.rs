@@ -209,6 +209,23 @@ fn only_a_certificate_of_the_named_authority_lets_in() {
     assert_eq!(house.handshakes("done"), 1);
 }
 
+#[test]
+fn the_name_in_a_certificate_is_the_user_that_rules_are_about() {
+    let house = House::of(Authority::new("house"), |authority| {
+        let rule = "[[mqtt.rule]]\nusers = [\"panel\"]\npublish = [\"of/%u\"]";
+        format!("client_ca = {}\ncertificate_users = true\n{rule}", quoted(&authority.pem()))
+    });
+    let (panel, other) = (house.authority.client("panel"), house.authority.client("other"));
+    let is_allowed = |topic: &str, client: &Certificate| {
+        let words = words(&house.publish(topic, Some(client)));
+        assert!(words.contains("received PUBACK"), "{words}");
+        words.contains("RC:0)")
+    };
+    assert!(is_allowed("of/panel", &panel));
+    assert!(!is_allowed("of/other", &panel));
+    assert!(!is_allowed("of/other", &other));
+}
+
 /// A machine with an address that is not loopback, and who comes in there.
 const BEYOND_LOOPBACK: &str = r#"
 ip link set lo up
