@@ -218,7 +218,14 @@ async fn readings_that_became_means_are_vouched_for_as_they_stand_now() {
         }
     }
     assert!(thinned > 2, "nothing was thinned out: {:?}", gateway.spool.stats());
-    gateway.sign().await;
+    // The commit of a manifest may thin out more, which the next one vouches for.
+    loop {
+        let before = gateway.spool.stats().gaps.len();
+        gateway.sign().await;
+        if gateway.spool.stats().gaps.len() == before {
+            break;
+        }
+    }
     let found = gateway.findings().await;
     assert_eq!(found.verdict(), Verdict::Losses, "{found:?}");
     assert!(found.lost.iter().all(|loss| loss.reason == "thinned"), "{:?}", found.lost);
