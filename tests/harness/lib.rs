@@ -38,7 +38,7 @@ pub use python::{AmqpLedger, MqttLedger, python, script};
 pub use rabbitmq::{RabbitMq, RabbitMqConfig};
 pub use scratch::Scratch;
 pub use seed::Rng;
-pub use tidegate::{Tidegate, TidegateBuilder, binary};
+pub use tidegate::{Tidegate, TidegateBuilder, binary, sensor};
 
 use std::env;
 use std::path::PathBuf;

@@ -11,6 +11,13 @@ use serde_json::Value;
 
 use crate::{Id, Port, Process, Scratch, request, wait_until, workspace};
 
+/// A table of a simulated BME280 called `cellar`, sampled at that interval.
+pub fn sensor(interval: &str) -> String {
+    format!(
+        "[[device]]\nname = \"cellar\"\ntype = \"bme280\"\nbus = \"sim\"\naddress = 0x76\ninterval = \"{interval}\"\n"
+    )
+}
+
 /// The binary: `$TIDEGATE_BIN`, else `tidegate` of the release profile.
 ///
 /// # Panics

@@ -6,22 +6,13 @@ use std::net::TcpStream;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use harness::{Incoming, MqttClient, Rng, Tidegate, script, tool};
+use harness::{Incoming, MqttClient, Rng, Tidegate, script, sensor, tool};
 
 const SECOND: Duration = Duration::from_secs(1);
 
-const SENSOR: &str = r#"
-[[device]]
-name = "cellar"
-type = "bme280"
-bus = "sim"
-address = 0x76
-interval = "200ms"
-"#;
-
 /// Runs checks of `paho_checks.py` against one gateway and reports every one that fails.
 fn paho(version: &str, checks: &[&str], websocket: bool) {
-    let gateway = Tidegate::builder().tables(SENSOR).start();
+    let gateway = Tidegate::builder().tables(&sensor("200ms")).start();
     let address = if websocket { gateway.http() } else { gateway.mqtt() };
     let mut failed = Vec::new();
     for check in checks {

@@ -8,19 +8,11 @@ use std::process::{Child, ChildStdout, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use harness::{
-    Authority, Certificate, Port, Scratch, Tidegate, binary, quoted, script, tool, unshare, wait_until,
+    Authority, Certificate, Port, Scratch, Tidegate, binary, quoted, script, sensor, tool, unshare,
+    wait_until,
 };
 
 const SECOND: Duration = Duration::from_secs(1);
-
-const SENSOR: &str = r#"
-[[device]]
-name = "cellar"
-type = "bme280"
-bus = "sim"
-address = 0x76
-interval = "200ms"
-"#;
 
 /// A gateway that listens on TLS with a certificate of its own authority.
 struct House {
@@ -56,11 +48,12 @@ impl House {
 
     fn tables(&self, lines: &str) -> String {
         format!(
-            "[mqtt.tls]\nlisten = [\"{}\"]\nwebsocket_listen = [\"{}\"]\ncertificate = {}\nkey = {{ file = {} }}\n{lines}\n{SENSOR}",
+            "[mqtt.tls]\nlisten = [\"{}\"]\nwebsocket_listen = [\"{}\"]\ncertificate = {}\nkey = {{ file = {} }}\n{lines}\n{}",
             self.mqtts.address(),
             self.wss.address(),
             quoted(&self.shown.pem),
             quoted(&self.shown.key),
+            sensor("200ms"),
         )
     }
 
@@ -260,7 +253,8 @@ fn beyond_loopback_a_certificate_or_a_password_lets_in_over_tls_and_nothing_else
         let (pem, key) = (quoted(&server.pem), quoted(&server.key));
         let config = format!(
             "[mqtt.tls]\nlisten = [\"0.0.0.0:8883\"]\ncertificate = {pem}\nkey = {{ file = {key} }}\n{lines}\n\
-             [users]\npanel = {{ file = \"password\" }}\n{SENSOR}"
+             [users]\npanel = {{ file = \"password\" }}\n{}",
+            sensor("200ms")
         );
         scratch.write("tidegate.toml", config);
         let words = unshare("--net");

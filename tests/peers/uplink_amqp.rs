@@ -9,17 +9,11 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use harness::{
     Arrivals, Authority, FaultProxy, Mode, Port, Process, RabbitMq, RabbitMqConfig, Scratch, Store, Tidegate,
-    quoted, rabbitmq, request, wait_until, workspace,
+    quoted, rabbitmq, request, sensor, wait_until, workspace,
 };
 use serde_json::Value;
 
 const SECOND: Duration = Duration::from_secs(1);
-
-fn sensor(interval: &str) -> String {
-    format!(
-        "[[device]]\nname = \"cellar\"\ntype = \"bme280\"\nbus = \"sim\"\naddress = 0x76\ninterval = \"{interval}\"\n"
-    )
-}
 
 fn uplink(address: SocketAddr, keys: &str) -> String {
     format!("[[uplink]]\nname = \"cloud\"\naddress = \"{address}\"\n{keys}\n")
