@@ -12,6 +12,7 @@ pub(crate) struct Conn {
     out: Vec<u8>,
     held: Vec<u8>,
     next_id: u16,
+    published: u64,
     /// PUBLISH packets received.
     pub(crate) received: u64,
     /// PUBACK and PUBCOMP packets received.
@@ -27,7 +28,15 @@ impl Conn {
         }
         let stream = client.stream().try_clone().expect("a socket can be shared");
         stream.set_nonblocking(true).expect("a socket can be non-blocking");
-        Self { stream, out: Vec::new(), held: Vec::new(), next_id: 1, received: 0, acknowledged: 0 }
+        Self {
+            stream,
+            out: Vec::new(),
+            held: Vec::new(),
+            next_id: 1,
+            published: 0,
+            received: 0,
+            acknowledged: 0,
+        }
     }
 
     /// Queues a PUBLISH; [`Conn::flush`] sends it.
@@ -47,6 +56,12 @@ impl Conn {
             self.next_id = self.next_id.checked_add(1).unwrap_or(1);
         }
         self.out.extend_from_slice(payload);
+        self.published += 1;
+    }
+
+    /// How many messages were published and have no PUBACK or PUBCOMP.
+    pub(crate) fn unacknowledged(&self) -> u64 {
+        self.published - self.acknowledged
     }
 
     /// Writes what the socket takes.
