@@ -1,7 +1,7 @@
 //! What the tests stand on: real peers on free loopback ports, faults on the wire between them, the gateway under
 //! test as a process of its own, and the ledger that says what was lost.
 //!
-//! Nothing here mocks: a peer is the program people run ([`Mosquitto`], [`RabbitMq`], [`Chromium`], Python clients),
+//! Nothing here mocks: a peer is the program people run ([`Mosquitto`], [`Rumqttd`], [`RabbitMq`], [`Chromium`], Python clients),
 //! started on a reserved port in its own directory, awaited by an event, stopped by the process id that was started,
 //! and, when the test that used it fails, shown with the end of its log. A peer that is not installed fails the test
 //! with its name ([`tool`]).
@@ -19,6 +19,7 @@ mod process;
 mod proxy;
 mod python;
 mod rabbitmq;
+mod rumqttd;
 mod scratch;
 mod seed;
 mod tidegate;
@@ -34,8 +35,9 @@ pub use mqtt::{Incoming, MqttClient};
 pub use port::Port;
 pub use process::{Process, unshare, wait_until};
 pub use proxy::{FaultProxy, Mode};
-pub use python::{AmqpLedger, MqttLedger, python, script};
+pub use python::{AmqpLedger, MqttLedger, node, python, script};
 pub use rabbitmq::{RabbitMq, RabbitMqConfig};
+pub use rumqttd::{Rumqttd, rumqtt};
 pub use scratch::Scratch;
 pub use seed::Rng;
 pub use tidegate::{Tidegate, TidegateBuilder, binary, sensor};

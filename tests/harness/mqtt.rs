@@ -43,7 +43,7 @@ pub enum Incoming {
 }
 
 impl MqttClient {
-    /// Connects with a clean session and no keep-alive.
+    /// Connects with a clean session and a keep-alive that no test lasts: rumqttd refuses a client without one.
     pub fn connect(broker: SocketAddr, client_id: &str) -> io::Result<Self> {
         Self::connect_with(broker, client_id, true)
     }
@@ -53,7 +53,7 @@ impl MqttClient {
         let mut stream = TcpStream::connect(broker)?;
         stream.set_nodelay(true)?;
         let mut body = b"\x00\x04MQTT\x04".to_vec();
-        body.extend_from_slice(&[u8::from(clean) << 1, 0, 0]);
+        body.extend_from_slice(&[u8::from(clean) << 1, 0xFF, 0xFF]);
         push_text(&mut body, client_id);
         stream.write_all(&packet(0x10, &body))?;
         stream.set_read_timeout(Some(Duration::from_secs(10)))?;

@@ -52,10 +52,21 @@ impl Process {
     /// # Panics
     /// When it cannot be started.
     pub fn start(name: &str, dir: &Path, mut command: Command) -> Self {
+        command.stdin(Stdio::null());
+        Self::spawn(name, dir, command)
+    }
+
+    /// The same for one that reads what [`Process::say`] writes.
+    pub fn start_listening(name: &str, dir: &Path, mut command: Command) -> Self {
+        command.stdin(Stdio::piped());
+        Self::spawn(name, dir, command)
+    }
+
+    fn spawn(name: &str, dir: &Path, mut command: Command) -> Self {
         let log = dir.join(format!("{name}.log"));
         let file = File::options().create(true).append(true).open(&log);
         let file = Arc::new(file.unwrap_or_else(|e| panic!("cannot open {}: {e}", log.display())));
-        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0);
+        command.stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0);
         die_with_this_process(&mut command);
         let shown = format!("{command:?}");
         let mut child = spawn(command).unwrap_or_else(|e| panic!("cannot start {name}: {e}: {shown}"));
@@ -74,6 +85,29 @@ impl Process {
     /// Everything it has printed since it was started, line by line.
     pub fn lines(&self) -> Vec<String> {
         self.lines.lock().lines.clone()
+    }
+
+    /// Writes a line to its standard input; what it no longer reads is lost.
+    ///
+    /// # Panics
+    /// When it was not started to listen.
+    pub fn say(&mut self, line: &str) {
+        let input = self.child.stdin.as_mut().expect("it was started to listen");
+        // Whoever waits for its answer sees that it has ended.
+        let _ = input.write_all(format!("{line}\n").as_bytes());
+    }
+
+    /// The line with that number, counted from zero, as soon as it is printed; `None` when its output ends first, or
+    /// after `limit`.
+    pub fn line(&self, number: usize, limit: Duration) -> Option<String> {
+        let seen = self.lines.lock();
+        let is_to_come = |seen: &mut Seen| seen.lines.len() <= number && seen.open_streams > 0;
+        let (seen, _) = self
+            .lines
+            .changed
+            .wait_timeout_while(seen, limit, is_to_come)
+            .unwrap_or_else(PoisonError::into_inner);
+        seen.lines.get(number).cloned()
     }
 
     /// Waits for the first line that contains `needle`, those already printed included.

@@ -1,4 +1,5 @@
-//! Python clients: paho-mqtt, pika and aiocoap in a virtual environment, and the consumers that keep ledgers with them.
+//! Python clients: paho-mqtt, pika and aiocoap in a virtual environment, and the consumers that keep ledgers with them;
+//! and what runs on Node.js.
 
 use std::collections::HashSet;
 use std::fs;
@@ -9,7 +10,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-use crate::{Ledger, Process, Scratch, record_of, wait_until, workspace};
+use crate::{Ledger, Process, Scratch, record_of, tool, wait_until, workspace};
 
 /// The interpreter of `tests/.venv`.
 ///
@@ -19,6 +20,18 @@ pub fn python() -> PathBuf {
     let path = workspace().join("tests/.venv/bin/python");
     assert!(path.is_file(), "missing peer: no Python environment in tests/.venv; `tests/run tools` makes it");
     path
+}
+
+/// A command that runs `tests/peers/NAME.mjs` with Node.js and the packages of `tests/.node`.
+///
+/// # Panics
+/// When there are none: `tests/run tools` installs them.
+pub fn node(name: &str) -> Command {
+    let modules = workspace().join("tests/.node/node_modules");
+    assert!(modules.is_dir(), "missing peer: no packages in tests/.node; `tests/run tools` installs them");
+    let mut command = Command::new(tool("node"));
+    command.arg(workspace().join(format!("tests/peers/{name}.mjs")));
+    command
 }
 
 /// A command that runs `tests/peers/NAME.py`.

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use harness::{
     AmqpLedger, Chromium, Door, FaultProxy, Id, Incoming, Mode, Mosquitto, MosquittoConfig, MqttClient,
-    MqttLedger, RabbitMq, Rng, Scratch, Viewport, script, wait_until,
+    MqttLedger, RabbitMq, Rng, Rumqttd, Scratch, Viewport, script, wait_until,
 };
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -47,6 +47,25 @@ fn the_raw_client_speaks_every_qos() {
         assert_eq!((topic.as_str(), payload.len(), qos), ("q/x", 300, wanted));
     }
     publisher.disconnect().unwrap();
+}
+
+#[test]
+fn rumqttd_delivers_to_the_raw_client_what_it_publishes_at_every_qos() {
+    let broker = Rumqttd::start();
+    let mut client = MqttClient::connect(broker.address(), "c").unwrap();
+    client.subscribe("q/#", 2).unwrap();
+    for qos in 0..=2 {
+        client.publish("q/x", &[qos; 300], qos, false).unwrap();
+        let payload = loop {
+            match client.read(10 * SECOND).unwrap() {
+                Some(Incoming::Publish { payload, .. }) => break payload,
+                Some(_) => {}
+                None => panic!("no message at QoS {qos}"),
+            }
+        };
+        assert_eq!(payload, [qos; 300]);
+    }
+    assert!(broker.process().cpu_time().unwrap() > Duration::ZERO);
 }
 
 #[test]

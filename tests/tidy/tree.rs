@@ -47,8 +47,10 @@ fn walk(root: &Path, dir: &Path, found: &mut Vec<PathBuf>) {
         let path = entry.unwrap().path();
         let relative = path.strip_prefix(root).unwrap().to_path_buf();
         let name = relative.to_str().unwrap();
-        let is_elsewhere = matches!(name, "target" | ".git" | "tests/.venv" | "tests/out")
-            || name.contains("__pycache__")
+        let is_elsewhere = matches!(
+            name,
+            "target" | "tests/rumqtt/target" | ".git" | "tests/.venv" | "tests/.node" | "tests/out"
+        ) || name.contains("__pycache__")
             || name.starts_with("gateway/dashboard/vendor/");
         if is_elsewhere {
             continue;
