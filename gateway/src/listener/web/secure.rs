@@ -8,6 +8,7 @@ use std::time::Instant;
 
 use axum::extract::ws::rejection::WebSocketUpgradeRejection;
 use axum::extract::{State, WebSocketUpgrade};
+use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::Response;
 use axum::routing::get;
 use axum::{Extension, Router, middleware};
@@ -44,10 +45,17 @@ where
         .with_state(gateway);
     let service = service_fn(move |request: hyper::Request<Incoming>| {
         let router = router.clone();
-        async move { Ok::<_, Infallible>(call(router, request.map(axum::body::Body::new)).await) }
+        async move {
+            let mut response = call(router, request.map(axum::body::Body::new)).await;
+            // One request is all there is. Said here, because hyper would say it in an upgrade as well, and a client that
+            // looks for `Connection: upgrade` alone, as all that are built on tungstenite do, goes away.
+            if response.status() != StatusCode::SWITCHING_PROTOCOLS {
+                response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+            }
+            Ok::<_, Infallible>(response)
+        }
     });
     http1::Builder::new()
-        .keep_alive(false)
         .max_headers(64)
         .max_buf_size(MAX_HEAD)
         .serve_connection(TokioIo::new(stream), service)
