@@ -29,7 +29,7 @@ pub(super) fn run(connection: Connection) -> Result<(), String> {
                 obey(client.clone());
             }
             Ok(Event::Incoming(Packet::SubAck(answer))) => {
-                let granted: Vec<u8> = answer.return_codes.iter().map(code).collect();
+                let granted: Vec<u8> = answer.return_codes.iter().copied().map(code).collect();
                 tell(&json!({"event": "subscribed", "granted": granted}));
             }
             Ok(
@@ -68,10 +68,10 @@ impl Client for Sender {
     }
 }
 
-fn code(granted: &SubscribeReasonCode) -> u8 {
+fn code(granted: SubscribeReasonCode) -> u8 {
     match granted {
-        SubscribeReasonCode::Success(level) => *level as u8,
-        _ => 0x80,
+        SubscribeReasonCode::Success(level) => level as u8,
+        SubscribeReasonCode::Failure => 0x80,
     }
 }
 

@@ -32,7 +32,7 @@ pub(super) fn run(connection: Connection) -> Result<(), String> {
                 obey(client.clone());
             }
             Ok(Event::Incoming(Packet::SubAck(answer))) => {
-                let granted: Vec<u8> = answer.return_codes.iter().map(code).collect();
+                let granted: Vec<u8> = answer.return_codes.iter().copied().map(code).collect();
                 tell(&json!({"event": "subscribed", "granted": granted}));
             }
             Ok(
@@ -103,9 +103,9 @@ fn shown(properties: &PublishProperties) -> Value {
     })
 }
 
-fn code(granted: &SubscribeReasonCode) -> u8 {
+fn code(granted: SubscribeReasonCode) -> u8 {
     match granted {
-        SubscribeReasonCode::Success(level) => *level as u8,
+        SubscribeReasonCode::Success(level) => level as u8,
         _ => 0x80,
     }
 }
