@@ -13,7 +13,8 @@ pub(crate) struct Conn {
     held: Vec<u8>,
     next_id: u16,
     published: u64,
-    /// PUBLISH packets received.
+    /// Messages received; one at QoS 2 with its PUBREL. Counted with its PUBLISH, the acknowledgements of thousands would
+    /// be on their way, and mosquitto looks through all that is unfinished for each.
     pub(crate) received: u64,
     /// PUBACK and PUBCOMP packets received.
     pub(crate) acknowledged: u64,
@@ -92,8 +93,8 @@ impl Conn {
         while let Some((first, body, end)) = packet_at(&self.held, at) {
             match first >> 4 {
                 3 => {
-                    self.received += 1;
                     let qos = first >> 1 & 3;
+                    self.received += u64::from(qos < 2);
                     if qos > 0 {
                         let topic = usize::from(u16::from_be_bytes([self.held[body], self.held[body + 1]]));
                         let id = body + 2 + topic;
@@ -104,6 +105,7 @@ impl Conn {
                 4 | 7 => self.acknowledged += 1,
                 // PUBREC and PUBREL ask for the next step.
                 kind @ (5 | 6) => {
+                    self.received += u64::from(kind == 6);
                     let answer = if kind == 5 { 0x62 } else { 0x70 };
                     self.out.extend_from_slice(&[answer, 2, self.held[body], self.held[body + 1]]);
                 }
