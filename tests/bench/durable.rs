@@ -49,7 +49,7 @@ fn measure(address: SocketAddr, server: &Process, count: u64) -> (f64, f64) {
         reader.subscribe(topic, 1).expect("a subscription");
         reader.disconnect().expect("it goes");
     }
-    let mut conns = [Conn::open(address, "writer", None)];
+    let mut conns = [Conn::open(address, "writer", None).expect("it is let in")];
     let payload = [b'x'; 200];
     let before = server.written_bytes().expect("the kernel counts");
     let begun = Instant::now();
@@ -59,9 +59,11 @@ fn measure(address: SocketAddr, server: &Process, count: u64) -> (f64, f64) {
             conns[0].publish(&topics[sent as usize % topics.len()], &payload, 1);
             sent += 1;
         }
-        conns[0].flush();
-        wait(&conns);
-        conns[0].drain();
+        conns[0]
+            .flush()
+            .and_then(|()| wait(&conns))
+            .and_then(|()| conns[0].drain())
+            .expect("the broker goes on");
         assert!(begun.elapsed() < Duration::from_secs(120), "{} of {count}", conns[0].acknowledged);
     }
     let rate = count as f64 / begun.elapsed().as_secs_f64();

@@ -22,14 +22,14 @@ pub(crate) struct Conn {
 
 impl Conn {
     /// Connects, and subscribes where there is a filter.
-    pub(crate) fn open(broker: SocketAddr, client_id: &str, filter: Option<(&str, u8)>) -> Self {
-        let mut client = MqttClient::connect(broker, client_id).expect("the broker accepts a client");
+    pub(crate) fn open(broker: SocketAddr, client_id: &str, filter: Option<(&str, u8)>) -> io::Result<Self> {
+        let mut client = MqttClient::connect(broker, client_id)?;
         if let Some((filter, qos)) = filter {
-            client.subscribe(filter, qos).expect("the broker grants a subscription");
+            client.subscribe(filter, qos)?;
         }
-        let stream = client.stream().try_clone().expect("a socket can be shared");
-        stream.set_nonblocking(true).expect("a socket can be non-blocking");
-        Self {
+        let stream = client.stream().try_clone()?;
+        stream.set_nonblocking(true)?;
+        Ok(Self {
             stream,
             out: Vec::new(),
             held: Vec::new(),
@@ -37,7 +37,7 @@ impl Conn {
             published: 0,
             received: 0,
             acknowledged: 0,
-        }
+        })
     }
 
     /// Queues a PUBLISH; [`Conn::flush`] sends it.
@@ -66,27 +66,28 @@ impl Conn {
     }
 
     /// Writes what the socket takes.
-    pub(crate) fn flush(&mut self) {
+    pub(crate) fn flush(&mut self) -> io::Result<()> {
         let mut written = 0;
         while written < self.out.len() {
             match self.stream.write(&self.out[written..]) {
                 Ok(n) => written += n,
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => break,
-                Err(e) => panic!("the broker closed a connection: {e}"),
+                Err(e) => return Err(closed(&e.to_string())),
             }
         }
         self.out.drain(..written);
+        Ok(())
     }
 
     /// Reads what is there, counts it, queues the acknowledgements.
-    pub(crate) fn drain(&mut self) {
+    pub(crate) fn drain(&mut self) -> io::Result<()> {
         let mut piece = [0; 16 * 1024];
         loop {
             match self.stream.read(&mut piece) {
-                Ok(0) => panic!("the broker closed a connection"),
+                Ok(0) => return Err(closed("without a word")),
                 Ok(n) => self.held.extend_from_slice(&piece[..n]),
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => break,
-                Err(e) => panic!("the broker closed a connection: {e}"),
+                Err(e) => return Err(closed(&e.to_string())),
             }
         }
         let mut at = 0;
@@ -114,13 +115,13 @@ impl Conn {
             at = end;
         }
         self.held.drain(..at);
-        self.flush();
+        self.flush()
     }
 }
 
-/// Waits until a connection can be read, or written where something waits to be.
+/// Waits until a connection can be read, or written where something waits to be; fails after ten seconds.
 #[expect(unsafe_code, reason = "std has no poll")]
-pub(crate) fn wait(conns: &[Conn]) {
+pub(crate) fn wait(conns: &[Conn]) -> io::Result<()> {
     let watch = |conn: &Conn| libc::pollfd {
         fd: conn.stream.as_raw_fd(),
         events: libc::POLLIN | if conn.out.is_empty() { 0 } else { libc::POLLOUT },
@@ -129,7 +130,11 @@ pub(crate) fn wait(conns: &[Conn]) {
     let mut set: Vec<libc::pollfd> = conns.iter().map(watch).collect();
     // SAFETY: pointer and length are those of one live vector.
     let ready = unsafe { libc::poll(set.as_mut_ptr(), set.len() as libc::nfds_t, 10_000) };
-    assert!(ready > 0, "the broker has been silent for ten seconds");
+    if ready > 0 { Ok(()) } else { Err(io::Error::other("it has been silent for ten seconds")) }
+}
+
+fn closed(how: &str) -> io::Error {
+    io::Error::other(format!("it closed a connection: {how}"))
 }
 
 fn packet_at(held: &[u8], at: usize) -> Option<(u8, usize, usize)> {

@@ -1,8 +1,9 @@
-//! MQTT against mosquitto: many to one, one to many; messages per second and processor time per delivered message.
+//! MQTT beside mosquitto and rumqttd: many to one, one to many; messages per second and processor time per delivered message.
 
+use std::io;
 use std::time::{Duration, Instant};
 
-use harness::{Mosquitto, Process, Tidegate};
+use harness::{Mosquitto, Process, Rumqttd, Tidegate};
 
 use crate::load::{Conn, wait};
 use crate::report::{Limit, Report};
@@ -41,30 +42,48 @@ fn compare(name: &str, shape: Shape, rounds: usize, report: &mut Report) {
     let mosquitto = Mosquitto::start();
     let gateway = Tidegate::builder().start();
     for qos in [0, 1, 2] {
-        let mut figures: [Vec<(f64, f64)>; 2] = [Vec::new(), Vec::new()];
+        // It keeps what went through it: one that has done nothing yet for each kind of load.
+        let rumqttd = Rumqttd::start();
+        let peers = [
+            ("tidegate", gateway.mqtt(), gateway.process()),
+            ("mosquitto", mosquitto.address(), mosquitto.process()),
+            ("rumqttd", rumqttd.address(), rumqttd.process()),
+        ];
+        let mut figures: [Measured; 3] = [const { Ok(Vec::new()) }; 3];
         for round in 0..rounds {
-            for turn in 0..2 {
+            for turn in 0..peers.len() {
                 // Who begins changes from round to round.
-                let who = (turn + round) % 2;
-                let (address, process) = match who {
-                    0 => (gateway.mqtt(), gateway.process()),
-                    _ => (mosquitto.address(), mosquitto.process()),
-                };
-                figures[who].push(round_trip(address, process, shape, qos, ROUND));
+                let who = (turn + round) % peers.len();
+                let (_, address, process) = peers[who];
+                if let Ok(list) = &mut figures[who] {
+                    match round_trip(address, process, shape, qos, ROUND) {
+                        Ok(figure) => list.push(figure),
+                        Err(error) => figures[who] = Err(error.to_string()),
+                    }
+                }
             }
         }
-        let [ours, theirs] = figures;
-        let pick =
-            |list: &[(f64, f64)], which: fn(&(f64, f64)) -> f64| list.iter().map(which).collect::<Vec<_>>();
-        let what = format!("{name} QoS {qos} rate");
-        let (rates, their_rates) = (pick(&ours, |f| f.0), pick(&theirs, |f| f.0));
-        let limit = Some(Limit::AtLeast(shape.at_least));
-        report.beside_within(what, "msg/s", rates, "mosquitto", their_rates, limit);
-        let what = format!("{name} QoS {qos} CPU");
-        let (times, their_times) = (pick(&ours, |f| f.1), pick(&theirs, |f| f.1));
-        report.beside_within(what, "µs/msg", times, "mosquitto", their_times, Some(Limit::AtMost(0.4)));
+        let rate_limit = Limit::AtLeast(shape.at_least);
+        for (what, unit, limit, which) in
+            [("rate", "msg/s", rate_limit, RATE), ("CPU", "µs/msg", Limit::AtMost(0.4), CPU)]
+        {
+            let what = format!("{name} QoS {qos} {what}");
+            let of = |who: usize| {
+                let pick = |list: &Vec<(f64, f64)>| list.iter().map(which).collect::<Vec<_>>();
+                figures[who].as_ref().map(pick).map_err(Clone::clone)
+            };
+            let must = |who: usize| of(who).unwrap_or_else(|why| panic!("{what}: {}: {why}", peers[who].0));
+            report.beside_within(&what, unit, must(0), "mosquitto", must(1), Some(limit));
+            report.beside_if(&what, unit, must(0), "rumqttd", of(2));
+        }
     }
 }
+
+/// Rates and processor times, or why there are none.
+type Measured = Result<Vec<(f64, f64)>, String>;
+
+const RATE: fn(&(f64, f64)) -> f64 = |figure| figure.0;
+const CPU: fn(&(f64, f64)) -> f64 = |figure| figure.1;
 
 /// Deliveries per second, and the server's processor time per delivery in microseconds.
 fn round_trip(
@@ -73,11 +92,11 @@ fn round_trip(
     shape: Shape,
     qos: u8,
     time: Duration,
-) -> (f64, f64) {
-    let mut conns: Vec<Conn> = (0..shape.subscribers)
-        .map(|n| Conn::open(address, &format!("sub{n}"), Some(("bench/#", qos))))
-        .collect();
-    conns.extend((0..shape.publishers).map(|n| Conn::open(address, &format!("pub{n}"), None)));
+) -> io::Result<(f64, f64)> {
+    let subscribers =
+        (0..shape.subscribers).map(|n| Conn::open(address, &format!("sub{n}"), Some(("bench/#", qos))));
+    let publishers = (0..shape.publishers).map(|n| Conn::open(address, &format!("pub{n}"), None));
+    let mut conns: Vec<Conn> = subscribers.chain(publishers).collect::<Result<_, _>>()?;
     let payload = [b'x'; 100];
     let topics: Vec<String> = (0..shape.publishers).map(|n| format!("bench/{n}")).collect();
     let cpu_before = server.cpu_time().expect("the server runs");
@@ -101,16 +120,20 @@ fn round_trip(
             next = (next + 1) % publishers.len();
             sent += 1;
         }
-        publishers.iter_mut().for_each(Conn::flush);
-        wait(&conns);
-        conns.iter_mut().for_each(Conn::drain);
-        assert!(begun.elapsed() < time + Duration::from_secs(30), "{done} of {sent} have come back");
+        publishers.iter_mut().try_for_each(Conn::flush)?;
+        wait(&conns).map_err(|error| io::Error::other(format!("{done} of {sent} are done: {error}")))?;
+        conns.iter_mut().try_for_each(Conn::drain)?;
+        if begun.elapsed() > time + Duration::from_secs(30) {
+            return Err(io::Error::other(format!("{done} of {sent} are done after half a minute")));
+        }
     }
     let time = begun.elapsed();
-    assert!(conns[..shape.subscribers].iter().all(|conn| conn.received == sent), "more came than was sent");
+    if conns[..shape.subscribers].iter().any(|conn| conn.received != sent) {
+        return Err(io::Error::other("more came than was sent"));
+    }
     let cpu = server.cpu_time().expect("the server runs").saturating_sub(cpu_before);
     let deliveries = (sent * shape.subscribers as u64) as f64;
-    (deliveries / time.as_secs_f64(), cpu.as_secs_f64() * 1e6 / deliveries)
+    Ok((deliveries / time.as_secs_f64(), cpu.as_secs_f64() * 1e6 / deliveries))
 }
 
 const ROUND: Duration = Duration::from_secs(3);
@@ -125,7 +148,8 @@ mod tests {
         let shape = Shape { publishers: 3, subscribers: 4, window: 50, at_least: 0.0 };
         for qos in [0, 1, 2] {
             let (rate, cpu) =
-                round_trip(broker.address(), broker.process(), shape, qos, Duration::from_millis(300));
+                round_trip(broker.address(), broker.process(), shape, qos, Duration::from_millis(300))
+                    .unwrap();
             assert!(rate > 100.0 && cpu > 0.0, "QoS {qos}: {rate} messages per second, {cpu} µs each");
         }
     }

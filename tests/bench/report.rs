@@ -23,6 +23,7 @@ pub(crate) struct Row {
 #[derive(Debug)]
 enum Other {
     Peer(&'static str, Vec<f64>, Option<Limit>),
+    Failed(&'static str, String),
     AtMost(f64),
     AtLeast(f64),
     Skipped(String),
@@ -63,6 +64,22 @@ impl Report {
         limit: Option<Limit>,
     ) {
         self.push(Row { what: what.into(), unit, ours, other: Other::Peer(peer, theirs, limit) });
+    }
+
+    /// Compares with a peer that does not always last; else says why there is nothing to compare with.
+    pub(crate) fn beside_if(
+        &mut self,
+        what: impl Into<String>,
+        unit: &'static str,
+        ours: Vec<f64>,
+        peer: &'static str,
+        theirs: Result<Vec<f64>, String>,
+    ) {
+        let other = match theirs {
+            Ok(theirs) => Other::Peer(peer, theirs, None),
+            Err(why) => Other::Failed(peer, why),
+        };
+        self.push(Row { what: what.into(), unit, ours, other });
     }
 
     /// Says that something could not be measured here.
@@ -120,6 +137,9 @@ impl Row {
         let ours = median(&self.ours);
         let (name, theirs, ratio) = match &self.other {
             Other::Peer(name, theirs, _) => (*name, median(theirs), ours / median(theirs)),
+            Other::Failed(name, why) => {
+                return format!("{:<34} {ours:>12.2} {:<8} {name:<18} n/a: {why}", self.what, self.unit);
+            }
             Other::Skipped(why) => return format!("{:<34}      SKIPPED: {why}", self.what),
             Other::AtMost(promise) if ours <= *promise => ("at most", *promise, ours / promise),
             Other::AtMost(promise) => ("EXCEEDS", *promise, ours / promise),
@@ -146,6 +166,7 @@ impl Row {
                     None => {}
                 }
             }
+            Other::Failed(name, why) => row["peer"] = json!({"name": name, "failed": why}),
             Other::Skipped(why) => row["skipped"] = json!(why),
             Other::AtMost(promise) | Other::AtLeast(promise) => row["promise"] = json!(promise),
         }
@@ -190,6 +211,13 @@ mod tests {
         assert_eq!(Limit::AtLeast(0.45).verdict(0.44), "  FALLS SHORT OF 0.45");
         assert_eq!(Limit::AtMost(3.0).verdict(2.9), "  at most 3");
         assert_eq!(Limit::AtMost(3.0).verdict(f64::NAN), "  EXCEEDS 3");
+    }
+
+    #[test]
+    fn a_peer_that_failed_is_named_with_the_reason() {
+        let other = Other::Failed("rumqttd", "it closed a connection".to_owned());
+        let row = Row { what: "idle".to_owned(), unit: "B", ours: vec![1.0], other };
+        assert!(row.line().ends_with(" 1.00 B        rumqttd            n/a: it closed a connection"));
     }
 
     #[test]
