@@ -5,10 +5,11 @@
 //! |---|---|
 //! | raw file | writes each row as a fixed record of 43 or 200 bytes, without frame or checksum, one behind the other into a file that was filled with zeros beforehand, and calls `fdatasync` once a batch |
 //! | bare SQLite | inserts each row into one table with the columns of ours, a batch in one transaction, WAL with `synchronous=FULL`, everything else as SQLite sets it |
+//! | SQLite's thread | the same, the connection in a thread that is given a batch and answers it |
 //!
-//! All three are given the same rows in the same batches: place, kind, channel, boot, both times, the clock's and the
-//! reading's quality, and a number or 165 bytes of text. Making the rows is not measured. Each is warmed up first, so that the logs of both
-//! databases have the length that they keep.
+//! All are given the same rows in the same batches: place, kind, channel, boot, both times, the clock's and the
+//! reading's quality, and a number or 165 bytes of text. Making the rows is not measured. Each is warmed up first, so
+//! that the logs of both databases have the length that they keep.
 //!
 //! The spool is asked as the gateway's intake asks it: the next append is under way while the last one is answered, and
 //! what waits together is committed together. The lines that end in `alone` are of a caller who begins an append when
@@ -27,6 +28,8 @@ use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
+use std::sync::mpsc;
+use std::thread;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use harness::{LoopDisk, Scratch, Wear, binary};
@@ -59,7 +62,7 @@ fn rates(rounds: usize, report: &mut Report) {
         Load { batch: 100, text: TEXT, warm_up: 40_000, count: 200_000 },
         Load { batch: 1000, text: TEXT, warm_up: 40_000, count: 200_000 },
     ] {
-        let mut rates: [Vec<f64>; 4] = Default::default();
+        let mut rates: [Vec<f64>; 5] = Default::default();
         for round in 0..rounds {
             for turn in 0..rates.len() {
                 let peer = (turn + round) % rates.len();
@@ -72,12 +75,13 @@ fn rates(rounds: usize, report: &mut Report) {
                     0 => ours("2"),
                     1 => ours("1"),
                     2 => RawFile::create(&scratch, load).measure().as_secs_f64(),
-                    _ => Bare::create(&scratch, load).measure().as_secs_f64(),
+                    3 => Bare::create(&scratch, load, None).measure().as_secs_f64(),
+                    _ => Bare::create(&scratch, load, None).measure_behind_a_thread().as_secs_f64(),
                 };
                 rates[peer].push(load.count as f64 / spent);
             }
         }
-        let [ours, ours_alone, raw, bare] = rates;
+        let [ours, ours_alone, raw, bare, threaded] = rates;
         // A commit of ten is little but a flush and two changes of thread: it is shown, not promised.
         let is_promised = load.batch > 10;
         let to_raw = is_promised.then_some(Limit::AtLeast(0.45));
@@ -86,7 +90,9 @@ fn rates(rounds: usize, report: &mut Report) {
         report.beside_within(what.clone(), "rows/s", ours.clone(), "raw file", raw.clone(), to_raw);
         report.beside_within(what.clone(), "rows/s", ours, "bare SQLite", bare.clone(), to_bare);
         report.beside_within(format!("{what}, alone"), "rows/s", ours_alone.clone(), "raw file", raw, to_raw);
-        report.beside_within(format!("{what}, alone"), "rows/s", ours_alone, "bare SQLite", bare, to_bare);
+        let alone = format!("{what}, alone");
+        report.beside_within(alone.clone(), "rows/s", ours_alone.clone(), "bare SQLite", bare, to_bare);
+        report.beside_within(alone, "rows/s", ours_alone, "SQLite's thread", threaded, to_bare);
     }
 }
 
@@ -100,14 +106,14 @@ fn wear(rounds: usize, report: &mut Report) {
         Load { batch: 1000, text: TEXT, warm_up: 60_000, count: 120_000 },
     ] {
         let what = format!("spool device bytes, {load}");
-        let mut figures: [Vec<f64>; 6] = Default::default();
+        let mut figures: [Vec<f64>; 8] = Default::default();
         for _ in 0..rounds {
             match wear_of_each(load) {
                 Ok(measured) => figures.iter_mut().zip(measured).for_each(|(all, one)| all.push(one)),
                 Err(why) => return report.skipped(what, why),
             }
         }
-        let [ours, raw, bare, flushes, kept, forgotten] = figures;
+        let [ours, raw, bare, flushes, kept, forgotten, bare_kept, bare_dropped] = figures;
         let three = Some(Limit::AtMost(3.0));
         report.beside_within(what.clone(), "B/row", ours.clone(), "raw file", raw, three);
         report.beside_within(what, "B/row", ours, "bare SQLite", bare, None);
@@ -121,12 +127,15 @@ fn wear(rounds: usize, report: &mut Report) {
             kept,
             limit,
         );
+        let what = format!("bare SQLite that drops, {load}");
+        report.beside_within(what, "B/row", bare_dropped, "all kept", bare_kept, None);
     }
 }
 
 /// Bytes a row of the spool, the raw file and bare SQLite, the spool's flushes a commit, and its bytes a row when an
-/// uplink confirms each commit: when all is kept, and when what is confirmed is deleted.
-fn wear_of_each(load: Load) -> Result<[f64; 6], String> {
+/// uplink confirms each commit: when all is kept, and when what is confirmed is deleted. Last, bare SQLite's bytes a
+/// row when it fills table after table: when all are kept, and when the oldest is dropped.
+fn wear_of_each(load: Load) -> Result<[f64; 8], String> {
     let spool = |options: &[&str]| -> Result<(f64, f64), String> {
         let disk = LoopDisk::new(DISK_MEGABYTES)?;
         // Small enough that some is dropped, and for large commits large enough for the log of a store of any size.
@@ -149,16 +158,23 @@ fn wear_of_each(load: Load) -> Result<[f64; 6], String> {
         raw.measure();
         since(before, disk.wear())
     })?;
-    let bare = peer(&mut |disk| {
-        let mut bare = Bare::create(disk.root(), load);
-        let before = disk.wear();
-        bare.measure();
-        since(before, disk.wear())
-    })?;
+    let bare = |tables: Option<Tables>| {
+        peer(&mut |disk| {
+            let mut bare = Bare::create(disk.root(), load, tables);
+            let before = disk.wear();
+            bare.measure();
+            since(before, disk.wear())
+        })
+    };
+    // Whole batches; the warm-up fills those that are kept, so that the measurement drops the first one soon.
+    let rows = load.warm_up / 3 / load.batch * load.batch;
+    let bare_kept = bare(Some(Tables { rows, kept: usize::MAX }))?;
+    let bare_dropped = bare(Some(Tables { rows, kept: 2 }))?;
+    let bare = bare(None)?;
     let (ours, flushes) = spool(&[])?;
     let (kept, _) = spool(&["--confirm"])?;
     let (forgotten, _) = spool(&["--confirm", "--forget"])?;
-    Ok([ours, raw, bare, flushes, kept, forgotten])
+    Ok([ours, raw, bare, flushes, kept, forgotten, bare_kept, bare_dropped])
 }
 
 fn since(before: Wear, after: Wear) -> Wear {
@@ -338,30 +354,33 @@ impl RawFile {
     }
 }
 
-/// One table in SQLite.
+/// Tables of so many rows, of which the last `kept` and the one being filled are there.
+#[derive(Debug, Clone, Copy)]
+struct Tables {
+    rows: usize,
+    kept: usize,
+}
+
+/// One table in SQLite, or one behind the other.
 struct Bare {
     connection: Connection,
     text: String,
     load: Load,
     done: usize,
+    tables: Tables,
 }
 
 impl Bare {
-    fn create(directory: &Path, load: Load) -> Self {
+    fn create(directory: &Path, load: Load, tables: Option<Tables>) -> Self {
         let open = || -> rusqlite::Result<Connection> {
             let connection = Connection::open(directory.join("bare.db"))?;
             connection.pragma_update(None, "journal_mode", "WAL")?;
             connection.pragma_update(None, "synchronous", "FULL")?;
-            connection.execute(
-                "CREATE TABLE r (seq INTEGER PRIMARY KEY, kind INTEGER NOT NULL, channel INTEGER NOT NULL, \
-                 boot INTEGER NOT NULL, mono INTEGER NOT NULL, wall INTEGER NOT NULL, clock INTEGER NOT NULL, \
-                 quality INTEGER NOT NULL, value)",
-                [],
-            )?;
             Ok(connection)
         };
         let connection = open().expect("SQLite can write there");
-        let mut bare = Self { connection, text: "t".repeat(load.text), load, done: 0 };
+        let tables = tables.unwrap_or(Tables { rows: usize::MAX, kept: usize::MAX });
+        let mut bare = Self { connection, text: "t".repeat(load.text), load, done: 0, tables };
         bare.append(load.warm_up);
         bare
     }
@@ -371,15 +390,54 @@ impl Bare {
     }
 
     fn append(&mut self, count: usize) -> Duration {
-        let Self { connection, text, load, done } = self;
-        feed(done, load.batch, count, |rows| insert(connection, text, rows).expect("SQLite can write there"))
+        let Self { connection, text, load, done, tables } = self;
+        feed(done, load.batch, count, |rows| {
+            insert(connection, text, *tables, rows).expect("SQLite can write there");
+        })
+    }
+
+    /// As [`Bare::measure`], but the connection belongs to a thread of its own, which is given a batch at a time and
+    /// answers when it is committed: what any store costs whose callers do not wait for the disk themselves.
+    fn measure_behind_a_thread(&mut self) -> Duration {
+        let Self { connection, text, load, done, tables } = self;
+        let (batches, jobs) = mpsc::channel::<Vec<Row>>();
+        let (answers, commits) = mpsc::channel();
+        thread::scope(|scope| {
+            scope.spawn(move || {
+                for rows in jobs {
+                    insert(connection, text, *tables, &rows).expect("SQLite can write there");
+                    answers.send(()).expect("who asked waits");
+                }
+            });
+            let spent = feed(done, load.batch, load.count, |rows| {
+                batches.send(rows.to_vec()).expect("the thread lives");
+                commits.recv().expect("the thread lives");
+            });
+            drop(batches);
+            spent
+        })
     }
 }
 
-fn insert(connection: &mut Connection, text: &str, rows: &[Row]) -> rusqlite::Result<()> {
+/// One transaction.
+fn insert(connection: &mut Connection, text: &str, tables: Tables, rows: &[Row]) -> rusqlite::Result<()> {
     let transaction = connection.transaction()?;
+    let first = rows.first().map_or(0, |row| row.seq as usize - 1);
+    // A batch is in the table of its first row.
+    let table = first / tables.rows;
+    if first.is_multiple_of(tables.rows) {
+        transaction.execute_batch(&format!(
+            "CREATE TABLE r{table} (seq INTEGER PRIMARY KEY, kind INTEGER NOT NULL, channel INTEGER NOT NULL, \
+             boot INTEGER NOT NULL, mono INTEGER NOT NULL, wall INTEGER NOT NULL, clock INTEGER NOT NULL, \
+             quality INTEGER NOT NULL, value)",
+        ))?;
+        if let Some(oldest) = table.checked_sub(tables.kept).and_then(|table| table.checked_sub(1)) {
+            transaction.execute_batch(&format!("DROP TABLE r{oldest}"))?;
+        }
+    }
     {
-        let mut insert = transaction.prepare_cached("INSERT INTO r VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)")?;
+        let insert = format!("INSERT INTO r{table} VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)");
+        let mut insert = transaction.prepare_cached(&insert)?;
         for row in rows {
             let Row { seq, kind, channel, boot, mono, wall, clock, quality, value } = *row;
             if text.is_empty() {
