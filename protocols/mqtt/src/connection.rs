@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use crate::access::Peer;
 use crate::arena::Key;
 use crate::journal::Round;
-use crate::wire::{self, Connect, Version, kind};
+use crate::wire::{self, Alias, Connect, Encoded, Header, Version, kind};
 use crate::{ReasonCode, Topic};
 
 pub(crate) struct Connection {
@@ -32,7 +32,12 @@ pub(crate) struct Connection {
     pub(crate) receive_maximum: u16,
     /// The largest packet the client takes.
     pub(crate) maximum_packet: usize,
+    /// What the client's aliases stand for.
     pub(crate) aliases: BTreeMap<u16, Topic>,
+    /// How many aliases it takes from us.
+    pub(crate) aliases_taken: u16,
+    /// What those stand for that it was sent, 1 first.
+    pub(crate) aliases_given: Vec<Topic>,
     /// PUBACKs and PUBRECs owed, in the order of their PUBLISH packets [MQTT-4.6.0-2, -3].
     pub(crate) owed: VecDeque<Owed>,
     /// How many of them are PUBACKs.
@@ -111,6 +116,8 @@ impl Connection {
             receive_maximum: u16::MAX,
             maximum_packet: usize::MAX,
             aliases: BTreeMap::new(),
+            aliases_taken: 0,
+            aliases_given: Vec::new(),
             owed: VecDeque::new(),
             owed_pubacks: 0,
             deferred: VecDeque::new(),
@@ -124,6 +131,28 @@ impl Connection {
             Phase::Connected { session } => Some(*session),
             _ => None,
         }
+    }
+
+    /// Writes a PUBLISH of this topic, which is no larger than the client takes; under an alias where it takes one.
+    pub(crate) fn write_publish(&mut self, topic: &Topic, form: &Encoded, header: Header) {
+        match self.alias(topic).map(|alias| (alias, form.under(alias))) {
+            Some((alias, under)) if under.len() <= self.maximum_packet => {
+                if !alias.is_known {
+                    self.aliases_given.push(topic.clone());
+                }
+                under.write(&mut self.output, header);
+            }
+            _ => form.write(&mut self.output, header),
+        }
+    }
+
+    /// The topic's alias, or the next one while some are left.
+    fn alias(&self, topic: &Topic) -> Option<Alias> {
+        let given = &self.aliases_given;
+        let place = if self.aliases_taken == 0 { None } else { given.iter().position(|have| have == topic) };
+        let place =
+            place.or_else(|| (given.len() < usize::from(self.aliases_taken)).then_some(given.len()))?;
+        Some(Alias { number: place as u16 + 1, is_known: place < given.len() })
     }
 
     /// The moment after which a silent client is given up, if it is to be given up at all.

@@ -32,7 +32,8 @@ pub struct Limits {
     /// QoS 1 and 2 messages a client may have unacknowledged with us: the receive maximum. A 5.0 client that exceeds
     /// it is disconnected with 0x93, an older one is no longer read until acknowledgements have left.
     pub receive_maximum: u16,
-    /// Topic aliases a client may set; a higher one disconnects it with 0x94.
+    /// Topic aliases a client may set; a higher one disconnects it with 0x94. So many are also set toward a client that
+    /// takes them, for the first topics that it is sent.
     pub topic_aliases: u16,
     /// Retained messages; a new topic beyond it is delivered and not kept (`dropped_retained`).
     pub retained_messages: usize,

@@ -10,7 +10,7 @@ use crate::arena::Key;
 use crate::journal::{Journal, later};
 use crate::router::Match;
 use crate::session::{Delivery, Mark, Records, Session};
-use crate::wire::{Encoded, SubscribeOptions, Version, kind, write_ack};
+use crate::wire::{Encoded, Header, SubscribeOptions, Version, kind, write_ack};
 use crate::{Filter, Message, Qos};
 
 /// A session that gets a message, and what its subscriptions together ask for.
@@ -121,13 +121,14 @@ impl Broker {
                 self.counters.dropped_slow += 1;
                 return;
             }
+            let message = fan.message;
             let form = fan.form(connection.version, false, &hit.subscription_ids);
             if form.len() > connection.maximum_packet {
                 self.counters.dropped_too_large += 1;
                 return;
             }
             self.counters.sent += 1;
-            form.write(&mut connection.output, false, qos, retain, 0);
+            connection.write_publish(&message.topic, &form, Header { dup: false, qos, retain, packet_id: 0 });
             announce(&mut self.events, key, connection);
             return;
         }
@@ -165,6 +166,7 @@ impl Broker {
                     self.journal.hope();
                 }
             }
+            let message = fan.message;
             let form = fan.form(version, true, &delivery.subscription_ids);
             if is_too_large || form.len() > connection.maximum_packet {
                 self.counters.dropped_too_large += 1;
@@ -172,7 +174,7 @@ impl Broker {
             }
             self.counters.sent += 1;
             let packet_id = session.sent.begin(delivery);
-            form.write(&mut connection.output, false, qos, retain, packet_id);
+            connection.write_publish(&message.topic, &form, Header { dup: false, qos, retain, packet_id });
             announce(&mut self.events, key, connection);
             return;
         }
@@ -287,8 +289,9 @@ impl Broker {
             self.counters.sent += 1;
             let is_again = delivery.is_again;
             self.counters.resent += u64::from(is_again);
+            let topic = delivery.message.topic.clone();
             let packet_id = if has_id { session.sent.begin(delivery) } else { 0 };
-            form.write(&mut connection.output, is_again, qos, retain, packet_id);
+            connection.write_publish(&topic, &form, Header { dup: is_again, qos, retain, packet_id });
         }
         if !connection.output.is_empty() {
             announce(&mut self.events, connection_key, connection);
@@ -330,7 +333,8 @@ impl Broker {
             }
             self.counters.sent += 1;
             self.counters.resent += 1;
-            form.write(&mut connection.output, true, delivery.qos, delivery.retain, packet_id);
+            let header = Header { dup: true, qos: delivery.qos, retain: delivery.retain, packet_id };
+            connection.write_publish(&delivery.message.topic, &form, header);
         }
         for packet_id in too_large {
             self.counters.dropped_too_large += 1;

@@ -24,6 +24,8 @@ pub(crate) struct Connect {
     pub(crate) session_expiry: Option<Duration>,
     pub(crate) receive_maximum: u16,
     pub(crate) maximum_packet: u32,
+    /// How many topic aliases the client takes.
+    pub(crate) topic_aliases: u16,
     pub(crate) wants_authentication: bool,
 }
 
@@ -137,6 +139,7 @@ impl Connect {
             },
             receive_maximum: receive_maximum.unwrap_or(u16::MAX),
             maximum_packet: maximum_packet.unwrap_or(u32::MAX),
+            topic_aliases: topic_alias_maximum.unwrap_or(0),
             wants_authentication: method.is_some(),
         })
     }

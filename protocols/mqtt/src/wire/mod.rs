@@ -7,7 +7,7 @@ mod subscribe;
 
 pub(crate) use connect::{Connect, Will};
 pub(crate) use properties::{decode_message_properties, encode_message_properties, read_properties};
-pub(crate) use publish::{Encoded, PublishView, encode_publish};
+pub(crate) use publish::{Alias, Encoded, Header, PublishView, encode_publish};
 pub(crate) use subscribe::{Subscribe, SubscribeOptions, Unsubscribe};
 
 use mqtt_protocol_core::mqtt::packet::{Properties as WireProperties, PropertiesParse, Property};

@@ -72,8 +72,28 @@ impl<'a> PublishView<'a> {
 #[derive(Clone, Debug)]
 pub(crate) struct Encoded {
     bytes: Vec<u8>,
+    /// Where the topic stands, with its length.
+    topic_at: usize,
     /// Where the packet id stands; 0 when there is none.
     id_at: usize,
+}
+
+/// What differs between those who are sent the same message.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Header {
+    pub(crate) dup: bool,
+    pub(crate) qos: Qos,
+    pub(crate) retain: bool,
+    /// Zero at QoS 0.
+    pub(crate) packet_id: u16,
+}
+
+/// A number that stands for a topic on one connection (MQTT 5.0 §3.3.2.3.4).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Alias {
+    pub(crate) number: u16,
+    /// Whether the receiver has seen it beside its topic: then it comes instead of it.
+    pub(crate) is_known: bool,
 }
 
 impl Encoded {
@@ -98,6 +118,7 @@ impl Encoded {
         let mut bytes = Vec::with_capacity(1 + length_of_length(length) + length);
         bytes.push(kind::PUBLISH << 4);
         write_length(&mut bytes, length);
+        let topic_at = bytes.len();
         write_field(&mut bytes, topic.as_bytes());
         let id_at = if has_id { bytes.len() } else { 0 };
         if has_id {
@@ -105,7 +126,7 @@ impl Encoded {
         }
         bytes.extend_from_slice(&properties);
         bytes.extend_from_slice(&message.payload);
-        Self { bytes, id_at }
+        Self { bytes, topic_at, id_at }
     }
 
     pub(crate) fn len(&self) -> usize {
@@ -113,7 +134,8 @@ impl Encoded {
     }
 
     /// Appends the packet with its flags and, above QoS 0, its packet id.
-    pub(crate) fn write(&self, out: &mut Vec<u8>, dup: bool, qos: Qos, retain: bool, packet_id: u16) {
+    pub(crate) fn write(&self, out: &mut Vec<u8>, header: Header) {
+        let Header { dup, qos, retain, packet_id } = header;
         let start = out.len();
         out.extend_from_slice(&self.bytes);
         out[start] |= (u8::from(dup) << 3) | ((qos as u8) << 1) | u8::from(retain);
@@ -121,7 +143,47 @@ impl Encoded {
             out[start + self.id_at..start + self.id_at + 2].copy_from_slice(&packet_id.to_be_bytes());
         }
     }
+
+    /// The same packet of version 5.0 under an alias.
+    pub(crate) fn under(&self, alias: Alias) -> Self {
+        let topic_length =
+            usize::from(u16::from_be_bytes([self.bytes[self.topic_at], self.bytes[self.topic_at + 1]]));
+        let topic_end = self.topic_at + 2 + topic_length;
+        let topic = if alias.is_known { &[] } else { &self.bytes[self.topic_at + 2..topic_end] };
+        let has_id = self.id_at != 0;
+        // The length of the properties, they themselves and the payload.
+        let rest = &self.bytes[topic_end + if has_id { 2 } else { 0 }..];
+        let width = rest.iter().take_while(|byte| *byte & 0x80 != 0).count() + 1;
+        let before =
+            rest[..width].iter().rev().fold(0, |length, byte| length << 7 | usize::from(byte & 0x7f));
+        let rest = &rest[width..];
+        let properties_length = before + ALIAS_BYTES;
+        let length = 2
+            + topic.len()
+            + if has_id { 2 } else { 0 }
+            + length_of_length(properties_length)
+            + ALIAS_BYTES
+            + rest.len();
+        let mut bytes = Vec::with_capacity(1 + length_of_length(length) + length);
+        bytes.push(self.bytes[0]);
+        write_length(&mut bytes, length);
+        let topic_at = bytes.len();
+        write_field(&mut bytes, topic);
+        let id_at = if has_id { bytes.len() } else { 0 };
+        if has_id {
+            bytes.extend_from_slice(&[0, 0]);
+        }
+        write_length(&mut bytes, properties_length);
+        bytes.push(TOPIC_ALIAS);
+        bytes.extend_from_slice(&alias.number.to_be_bytes());
+        bytes.extend_from_slice(rest);
+        Self { bytes, topic_at, id_at }
+    }
 }
+
+/// The property that names an alias: its kind and a two-byte number.
+const ALIAS_BYTES: usize = 3;
+const TOPIC_ALIAS: u8 = 0x23;
 
 /// Writes one PUBLISH; for a single receiver.
 pub(crate) fn encode_publish(
@@ -133,13 +195,8 @@ pub(crate) fn encode_publish(
     packet_id: u16,
 ) {
     let expiry = message.expiry().map(|expiry| u32::try_from(expiry.as_secs()).unwrap_or(u32::MAX));
-    Encoded::new(version, message, qos != Qos::AtMostOnce, expiry, &[]).write(
-        out,
-        dup,
-        qos,
-        message.retain,
-        packet_id,
-    );
+    let header = Header { dup, qos, retain: message.retain, packet_id };
+    Encoded::new(version, message, qos != Qos::AtMostOnce, expiry, &[]).write(out, header);
 }
 
 #[cfg(test)]
@@ -199,6 +256,37 @@ mod tests {
             prop_assert_eq!(view.packet_id, if qos == Qos::AtMostOnce { 0 } else { packet_id });
             let topic = Topic::new(view.topic).unwrap();
             prop_assert_eq!(view.into_message(topic), message);
+        }
+
+        #[test]
+        fn under_an_alias_a_message_is_the_same_but_for_its_topic(
+            topic in "[a-z/é$]{1,40}",
+            payload in proptest::collection::vec(any::<u8>(), 0..300),
+            (qos, is_known, number) in (0u8..3, any::<bool>(), 1u16..),
+            packet_id in 1u16..,
+            properties in any_properties(),
+        ) {
+            let qos = Qos::new(qos).unwrap();
+            let message = Message::new(Topic::new(topic).unwrap(), payload)
+                .with_qos(qos)
+                .with_properties(properties);
+            let expiry = message.expiry().map(|expiry| expiry.as_secs() as u32);
+            let header = Header { dup: false, qos, retain: false, packet_id };
+            let encoded = Encoded::new(Version::V5, &message, qos != Qos::AtMostOnce, expiry, &[7, 300]);
+            let under = encoded.under(Alias { number, is_known });
+            let mut out = Vec::new();
+            under.write(&mut out, header);
+            let frame = next_frame(Version::V5, &out, MAX_PACKET).unwrap().unwrap();
+            prop_assert_eq!((frame.len, under.len()), (out.len(), out.len()));
+            let view = PublishView::read(Version::V5, frame.flags, frame.body).unwrap();
+            prop_assert_eq!(view.topic, if is_known { "" } else { message.topic.as_str() });
+            prop_assert_eq!(view.topic_alias, Some(number));
+            prop_assert_eq!(&view.subscription_ids, &[7, 300]);
+            prop_assert_eq!(view.packet_id, if qos == Qos::AtMostOnce { 0 } else { packet_id });
+            let topic = message.topic.clone();
+            let read = view.into_message(topic);
+            prop_assert_eq!((&read.payload, read.properties.as_deref().cloned().unwrap_or_default()),
+                (&message.payload, message.properties.as_deref().cloned().unwrap_or_default()));
         }
 
         #[test]

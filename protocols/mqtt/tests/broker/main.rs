@@ -189,6 +189,58 @@ fn a_topic_alias_stands_for_its_topic_and_an_unknown_one_ends_the_connection() {
 }
 
 #[test]
+fn a_client_that_takes_aliases_is_sent_them_for_its_first_topics_until_it_is_gone() {
+    let mut bench = Bench::new(Limits { topic_aliases: 2, ..Limits::default() });
+    // Its session stays for a minute.
+    let taking = |aliases: u8| connect(5, 0, 0, Some(&[0x22, 0, aliases, 0x11, 0, 0, 0, 60]), "reader", &[]);
+    let mut reader = bench.connect(&taking(9));
+    bench.send(reader, &subscribe_v5(1, &[], &[("#", 1)]));
+    let sender = bench.connect(&connect_v3("sender"));
+    let publish = |bench: &mut Bench, topic: &str| {
+        bench.send(sender, &publish_v3(0, 0, topic, b"x"));
+    };
+    for topic in ["a/1", "a/2", "a/1", "a/3", "a/2", "a/3"] {
+        publish(&mut bench, topic);
+    }
+    let topics = |packets: Vec<Packet>| -> Vec<(String, Option<u8>)> {
+        packets
+            .into_iter()
+            .map(|Packet(_, body)| {
+                let length = usize::from(body[1]);
+                let properties = &body[2 + length..];
+                let alias = (properties[0] == 3).then(|| properties[3]);
+                (String::from_utf8(body[2..2 + length].to_vec()).unwrap(), alias)
+            })
+            .collect()
+    };
+    let got = |list: &[(&str, Option<u8>)]| -> Vec<(String, Option<u8>)> {
+        list.iter().map(|(topic, alias)| ((*topic).to_owned(), *alias)).collect()
+    };
+    assert_eq!(
+        topics(bench.read(reader)),
+        got(&[
+            ("a/1", Some(1)),
+            ("a/2", Some(2)),
+            ("", Some(1)),
+            ("a/3", None),
+            ("", Some(2)),
+            ("a/3", None)
+        ])
+    );
+    // The next connection knows none of them.
+    bench.lose(reader);
+    reader = bench.connect(&taking(1));
+    for topic in ["a/2", "a/2", "a/1"] {
+        publish(&mut bench, topic);
+    }
+    assert_eq!(topics(bench.read(reader)), got(&[("a/2", Some(1)), ("", Some(1)), ("a/1", None)]));
+    bench.lose(reader);
+    reader = bench.connect(&taking(0));
+    publish(&mut bench, "a/2");
+    assert_eq!(topics(bench.read(reader)), got(&[("a/2", None)]));
+}
+
+#[test]
 fn more_unacknowledged_messages_than_agreed_end_a_5_0_connection() {
     let mut bench = Bench::new(Limits { receive_maximum: 2, ..Limits::default() });
     let id = bench.connect(&connect_v5("a", &[]));
