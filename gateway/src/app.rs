@@ -25,6 +25,7 @@ use crate::gateway::Gateway;
 use crate::intake::Intake;
 use crate::ledger::{self, Keeper};
 use crate::listener::broker::{self, BrokerConfig, Shelves};
+use crate::listener::canary::{Canary, WithCanary};
 use crate::listener::coap::{self, CoapConfig};
 use crate::listener::tls::{self, ByCertificate, Fault, Handshakes, Identity, TlsConfig};
 use crate::listener::{bind, web};
@@ -92,6 +93,10 @@ pub async fn run(start: Start, config: Config) -> Result<()> {
     users.load(&config.users, &config.mqtt.rules).map_err(|error| anyhow!(error))?;
     let identity = tls.map(Identity::load).transpose().map_err(|faults| anyhow!(told(&faults)))?;
 
+    // Somebody has to ask whether the broker is well, and it has to have a door without TLS.
+    let door = listeners.iter().find(|(what, _)| *what == "mqtt").map(|(_, address)| *address);
+    let canary = notify::watchdog().filter(|_| door.is_some()).map(Canary::new).transpose()?;
+
     // The listeners end after everything that speaks through them.
     let farewell = CancellationToken::new();
     let broker_config = BrokerConfig {
@@ -99,8 +104,11 @@ pub async fn run(start: Start, config: Config) -> Result<()> {
         listeners: mqtt_listeners,
         forwarded: filters(&config.mqtt.forward),
         access: match &identity {
-            Some(identity) => Box::new(ByCertificate::or(identity.clone(), users.clone())),
-            None => Box::new(users.clone()),
+            Some(identity) => {
+                let others = ByCertificate::or(identity.clone(), users.clone());
+                Box::new(WithCanary::before(canary.clone(), others))
+            }
+            None => Box::new(WithCanary::before(canary.clone(), users.clone())),
         },
         judge: Some(judge(users.clone())),
         seed: random(),
@@ -197,6 +205,9 @@ pub async fn run(start: Start, config: Config) -> Result<()> {
             }
         });
     }
+    if let (Some(canary), Some(door)) = (&canary, door) {
+        supervisor.spawn("canary", canary.clone().run(door, stop.clone()));
+    }
     supervisor.spawn("control", web::serve_control(control, control_path, gateway.clone(), stop.clone()));
     live.gateway_state(true);
     for device in &config.devices {
@@ -217,7 +228,7 @@ pub async fn run(start: Start, config: Config) -> Result<()> {
         config.uplinks.len()
     );
     notify::ready();
-    let ended = serve(&gateway, &start, &mut sampler, &mut supervisor, reload_requests).await;
+    let ended = serve(&gateway, &start, canary, &mut sampler, &mut supervisor, reload_requests).await;
 
     notify::stopping();
     info!("stopping");
@@ -242,6 +253,7 @@ pub async fn run(start: Start, config: Config) -> Result<()> {
 async fn serve(
     gateway: &Arc<Gateway>,
     start: &Start,
+    canary: Option<Canary>,
     sampler: &mut Sampler,
     supervisor: &mut Supervisor,
     mut reloads: mpsc::Receiver<oneshot::Sender<Result<String, String>>>,
@@ -249,7 +261,8 @@ async fn serve(
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut hangup = signal(SignalKind::hangup())?;
-    let mut beat = tokio::time::interval(notify::watchdog().unwrap_or(STATUS_INTERVAL).min(STATUS_INTERVAL));
+    let limit = notify::watchdog().unwrap_or(STATUS_INTERVAL);
+    let mut beat = tokio::time::interval(limit.min(STATUS_INTERVAL));
     loop {
         tokio::select! {
             _ = terminate.recv() => return Ok(()),
@@ -263,8 +276,11 @@ async fn serve(
                 let _ = reply.send(reload::reload(gateway, start, sampler, supervisor).await);
             }
             _ = beat.tick() => {
-                // The broker's own thread has to answer before the watchdog is told that we are alive.
-                if gateway.broker.status().await.is_some() {
+                // Both have to answer before the watchdog is told that we are alive: the broker's own thread, and the
+                // broker to one who asks from outside.
+                let status = tokio::time::timeout(limit, gateway.broker.status()).await;
+                let is_answered = status.is_ok_and(|status| status.is_some());
+                if is_answered && canary.as_ref().is_none_or(Canary::is_well) {
                     notify::alive();
                 }
                 notify::status(&summary(gateway));

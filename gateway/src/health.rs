@@ -7,6 +7,7 @@ use serde_json::{Value as Json, json};
 use crate::clock::WallQuality;
 use crate::gateway::Gateway;
 use crate::listener::tls::Handshakes;
+use crate::listener::{broker, canary};
 use crate::payload;
 use crate::spool::{Class, GapReason, Seq, Stats};
 use crate::uplink;
@@ -131,7 +132,8 @@ pub async fn status(gateway: &Gateway) -> Json {
         "listeners": listeners,
         "devices": devices,
         "mqtt": broker.map(|broker| json!({
-            "clients": broker.connections, "sessions": broker.clients.len(), "subscriptions": broker.subscriptions,
+            "clients": broker.connections - own(&broker), "sessions": broker.clients.len() - own(&broker),
+            "subscriptions": broker.subscriptions - own(&broker),
             "retained": broker.retained, "messages_in": broker.counters.received, "messages_out": broker.counters.sent,
             "dropped": broker.counters.dropped_slow + broker.counters.dropped_offline
                 + broker.counters.dropped_queue_full + broker.dropped_publishes
@@ -146,6 +148,13 @@ pub async fn status(gateway: &Gateway) -> Json {
             "dropped_by_sampler": gateway.dropped_by_sampler.load(Ordering::Relaxed),
         },
     })
+}
+
+/// The canary, which is no client of anybody's, and has one subscription.
+fn own(broker: &broker::Status) -> usize {
+    let is_own =
+        |client: &&mqtt::ClientStatus| client.is_connected && client.user.as_deref() == Some(canary::USER);
+    broker.clients.iter().filter(is_own).count()
 }
 
 fn handshakes_json(gateway: &Gateway) -> Json {

@@ -3,10 +3,11 @@
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
+use std::os::unix::net::UnixDatagram;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use harness::{Incoming, MqttClient, Rng, Tidegate, script, sensor, tool};
+use harness::{Incoming, MqttClient, Rng, Tidegate, script, sensor, tool, wait_until};
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -225,4 +226,46 @@ fn assert_closes(stream: &mut TcpStream, sent: &[u8]) {
             assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset, "left open after {sent:02x?}");
         }
     }
+}
+
+/// What it tells systemd within a time: how often that it is alive.
+fn fed(notify: &UnixDatagram, time: Duration) -> usize {
+    let (end, mut count, mut message) = (Instant::now() + time, 0, [0; 4096]);
+    while Instant::now() < end {
+        if let Ok(n) = notify.recv(&mut message) {
+            count += message[..n].split(|byte| *byte == b'\n').filter(|line| *line == b"WATCHDOG=1").count();
+        }
+    }
+    count
+}
+
+#[test]
+fn the_watchdog_is_fed_while_the_listener_serves_and_not_when_it_does_not() {
+    // Two seconds are half of what systemd would wait.
+    let mut gateway = Tidegate::builder().through(&["env", "WATCHDOG_USEC=4000000"]).prepare();
+    let notify = gateway.start_unready();
+    assert!(wait_until(20 * SECOND, || (fed(&notify, SECOND / 10) > 0).then_some(())).is_some());
+    let mut client = MqttClient::connect(gateway.mqtt(), "c").unwrap();
+    client.subscribe("#", 0).unwrap();
+    client.subscribe("$canary", 0).unwrap();
+    // It goes in and out by the listener, and people see it only if they ask for it.
+    let mut heard = 0;
+    while heard < 3 {
+        let packet = client.read(10 * SECOND).unwrap();
+        heard += usize::from(matches!(packet, Some(Incoming::Publish { topic, .. }) if topic == "$canary"));
+    }
+    assert_eq!(gateway.status()["mqtt"]["clients"], 1);
+    client.publish("$canary", b"0", 1, false).unwrap();
+    assert!(fed(&notify, 5 * SECOND) > 1);
+    gateway.kill();
+
+    // The same, but that no connection is accepted.
+    let strace = ["strace", "-D", "-f", "-qq", "-o", "/dev/null", "-e", "inject=accept4:error=EMFILE"];
+    let strace = [&["env", "WATCHDOG_USEC=4000000"][..], &strace].concat();
+    let mut gateway = Tidegate::builder().through(&strace).prepare();
+    let notify = gateway.start_unready();
+    assert!(wait_until(20 * SECOND, || (fed(&notify, SECOND / 10) > 0).then_some(())).is_some());
+    fed(&notify, 3 * SECOND);
+    assert_eq!(fed(&notify, 4 * SECOND), 0);
+    assert!(gateway.process_mut().is_running());
 }

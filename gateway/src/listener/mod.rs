@@ -2,6 +2,7 @@
 
 pub mod bind;
 pub mod broker;
+pub mod canary;
 pub mod coap;
 pub mod tls;
 pub mod web;
