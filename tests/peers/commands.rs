@@ -148,7 +148,10 @@ fn kill_9_on_either_side_of_the_act_carries_no_command_out_twice() {
         killer.wait_for_line("attached", 20 * SECOND);
         let mut visitor = MqttClient::connect(gateway.mqtt(), "visitor").unwrap();
         visitor.subscribe("tidegate/barn/pump/#", 1).unwrap();
-        mosquitto_pub(&gateway, &["-t", SET, "-m", &format!("{{\"value\": \"on\", \"id\": \"{id}\"}}")]);
+        // Not acknowledged: the gateway does not live so long.
+        visitor
+            .publish(SET, format!("{{\"value\": \"on\", \"id\": \"{id}\"}}").as_bytes(), 1, false)
+            .unwrap();
         // What the LAN was shown until the end is what the pin did.
         let mut was_on = false;
         while let Ok(Some(message)) = visitor.read(10 * SECOND) {
@@ -381,4 +384,34 @@ fn an_alarm_is_told_once_when_it_begins_and_once_when_it_ends_on_the_lan_and_in_
     assert!(both.is_some(), "its beginning: {}, its end: {}", far(true), far(false));
     let absent = log(&gateway, |line| (line["alarm"]["name"] == "attic/absent").then_some(()));
     assert_eq!(absent.len(), 1, "a restart does not raise what is raised");
+}
+
+#[test]
+fn a_command_with_an_id_is_acknowledged_when_it_is_in_the_log_and_killing_loses_none() {
+    let mut gateway = gateway("").start();
+    is_ready(&gateway);
+    let mut acknowledged = Vec::new();
+    for round in 0..5 {
+        let mut client = MqttClient::connect(gateway.mqtt(), "visitor").unwrap();
+        let mut sent = std::collections::BTreeMap::new();
+        for number in 0..20 {
+            let (id, value) = (format!("{round}-{number}"), ["on", "off"][number % 2]);
+            let order = format!(r#"{{"value": "{value}", "id": "{id}"}}"#);
+            sent.insert(client.publish(SET, order.as_bytes(), 1, false).unwrap(), id);
+        }
+        // Killed with some of them answered, right after an answer.
+        for _ in 0..=round * 4 {
+            let packet = client.read(20 * SECOND).unwrap();
+            let Some(Incoming::Done(id)) = packet else { panic!("no acknowledgement: {packet:?}") };
+            acknowledged.push(sent.remove(&id).unwrap());
+        }
+        gateway.kill();
+        gateway.start();
+    }
+    let known = log(&gateway, |line| line["outcome"]["id"].as_str().map(str::to_owned));
+    let lost: Vec<&String> = acknowledged.iter().filter(|id| !known.contains(id)).collect();
+    assert!(lost.is_empty(), "{} acknowledged, lost {lost:?}", acknowledged.len());
+    // One without a name is acknowledged before it is carried out: it may not come again.
+    let mut client = MqttClient::connect(gateway.mqtt(), "visitor").unwrap();
+    client.publish_and_wait(SET, b"on", 1).unwrap();
 }

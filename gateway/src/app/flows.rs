@@ -8,14 +8,14 @@ use drivers::schedule::State;
 use futures_util::StreamExt as _;
 use futures_util::stream::FuturesUnordered;
 use log::{info, warn};
-use mqtt::{Filter, Origin};
+use mqtt::{Filter, Message, Origin};
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
 use super::COMMANDS;
 use crate::command::{Command, Order};
 use crate::gateway::Gateway;
-use crate::listener::broker::{Delivered, Ingress};
+use crate::listener::broker::{Delivered, Ingress, Taking};
 use crate::listener::coap;
 use crate::payload::{Format, ROOT};
 use crate::reading::ChannelId;
@@ -107,7 +107,7 @@ pub(super) async fn take_mqtt_commands(
     let prefix = format!("{ROOT}/{}/", gateway.live.gateway());
     // The subscription stands before anything is announced.
     let mut messages = match Filter::new(format!("{prefix}+/+/set")) {
-        Ok(filter) => Some(gateway.broker.subscribe(filter).await),
+        Ok(filter) => Some(gateway.broker.subscribe(filter, Taking::Answered).await),
         Err(_) => None,
     };
     async move {
@@ -116,37 +116,57 @@ pub(super) async fn take_mqtt_commands(
             tokio::select! {
                 () = stop.cancelled() => return,
                 Some(_) = under_way.next() => {}
-                Some(Delivered { message, origin }) = next_of(&mut messages), if under_way.len() < COMMANDS => {
-                    // A retained command would be carried out again at every start.
-                    if message.retain {
-                        warn!("a retained command on {} is not carried out", message.topic.as_str());
+                Some(Delivered { message, origin, receipt }) = next_of(&mut messages), if under_way.len() < COMMANDS => {
+                    let Some(command) = command_of(&prefix, &message, &origin) else {
+                        receipt.stored();
                         continue;
-                    }
-                    let path = message.topic.as_str().strip_prefix(&prefix).and_then(|path| path.strip_suffix("/set"));
-                    let Some(channel) = path.and_then(ChannelId::parse) else { continue };
-                    let source = match origin {
-                        Origin::Client(client) => format!("mqtt {}", client.escape_debug()),
-                        Origin::Gateway => "mqtt".into(),
                     };
-                    let order = match Order::parse(&message.payload) {
-                        Ok(order) => order,
-                        Err(why) => {
-                            info!(source:% = source; "command to {channel} refused: {why}");
-                            continue;
+                    // One that has a name may come again, and its sender waits until it is dealt with. Without one it
+                    // must not: it counts as taken now.
+                    let receipt = match command.id {
+                        Some(_) => Some(receipt),
+                        None => {
+                            receipt.stored();
+                            None
                         }
                     };
-                    let Order { value, id, expires_ns } = order;
-                    // MQTT 5.0 §3.3.2.3.3: the publisher's own word on how long the message is worth anything.
-                    let lifetime = message.properties.as_ref().and_then(|properties| properties.expiry);
-                    let not_after = lifetime.and_then(|lifetime| Instant::now().checked_add(lifetime));
-                    let command =
-                        Command { channel, format: Format::Text, value, source, id, expires_ns, not_after };
                     let desk = gateway.desk.clone();
-                    under_way.push(async move { desk.carry_out(command).await });
+                    under_way.push(async move {
+                        desk.carry_out(command).await;
+                        if let Some(receipt) = receipt {
+                            receipt.stored();
+                        }
+                    });
                 }
             }
         }
     }
+}
+
+/// What a message below `tidegate/<gateway>/` orders, if anything.
+fn command_of(prefix: &str, message: &Message, origin: &Origin) -> Option<Command> {
+    // It would be carried out again at every start.
+    if message.retain {
+        warn!("a retained command on {} is not carried out", message.topic.as_str());
+        return None;
+    }
+    let path = message.topic.as_str().strip_prefix(prefix)?.strip_suffix("/set")?;
+    let channel = ChannelId::parse(path)?;
+    let source = match origin {
+        Origin::Client(client) => format!("mqtt {}", client.escape_debug()),
+        Origin::Gateway => "mqtt".into(),
+    };
+    let Order { value, id, expires_ns } = match Order::parse(&message.payload) {
+        Ok(order) => order,
+        Err(why) => {
+            info!(source:% = source; "command to {channel} refused: {why}");
+            return None;
+        }
+    };
+    // MQTT 5.0 §3.3.2.3.3: the publisher's own word on how long the message is worth anything.
+    let lifetime = message.properties.as_ref().and_then(|properties| properties.expiry);
+    let not_after = lifetime.and_then(|lifetime| Instant::now().checked_add(lifetime));
+    Some(Command { channel, format: Format::Text, value, source, id, expires_ns, not_after })
 }
 
 /// Commands by CoAP.
@@ -177,7 +197,7 @@ pub(super) async fn take_coap_commands(
 pub(super) async fn greet_home_assistant(gateway: Arc<Gateway>, stop: CancellationToken) {
     let topic = format!("{}/status", gateway.config().home_assistant.prefix);
     let Ok(filter) = Filter::new(topic) else { return stop.cancelled().await };
-    let mut births = gateway.broker.subscribe(filter).await;
+    let mut births = gateway.broker.subscribe(filter, Taking::Unseen).await;
     loop {
         tokio::select! {
             () = stop.cancelled() => return,

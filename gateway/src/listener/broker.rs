@@ -26,7 +26,7 @@ use std::time::{Duration, Instant};
 use log::{debug, warn};
 use mqtt::{
     Access, Broker, ClientStatus, ConnectionId, Counters, Event, Filter, IngressToken, Limits, LocalId,
-    Message, Origin, Peer, ReasonCode, Transport, Verdict,
+    Message, Origin, Peer, Qos, ReasonCode, Transport, Verdict,
 };
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::{Notify, mpsc, oneshot};
@@ -85,7 +85,10 @@ pub struct Ingress {
     pub receipt: Receipt,
 }
 
-/// The acknowledgement that waits. Dropping it says that the message could not be stored.
+/// How a reader in the gateway takes messages.
+pub use mqtt::Taking;
+
+/// The acknowledgement that waits, if one does. Dropping it says that the message could not be taken.
 #[derive(Debug)]
 pub struct Receipt {
     token: Option<IngressToken>,
@@ -93,12 +96,14 @@ pub struct Receipt {
 }
 
 /// A message for the gateway itself.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub struct Delivered {
     /// The message.
     pub message: Arc<Message>,
     /// Who published it; [`Origin::Gateway`] for our own and for what was retained before the subscription.
     pub origin: Origin,
+    /// To be used once it has been dealt with, by a reader that is [`Taking::Answered`].
+    pub receipt: Receipt,
 }
 
 /// What the broker is doing.
@@ -128,7 +133,7 @@ pub trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
 
 enum Control {
-    Subscribe { filter: Filter, messages: mpsc::Sender<Delivered> },
+    Subscribe { filter: Filter, taking: Taking, messages: mpsc::Sender<Delivered> },
     Attach { stream: Box<dyn Stream>, peer: Peer, accepted: Instant },
     SetForwarded(Vec<Filter>),
     Status(oneshot::Sender<Status>),
@@ -258,12 +263,14 @@ impl BrokerHandle {
         is_taken
     }
 
-    /// Subscribes the gateway: what is retained comes first, then what is published. A reader that is
-    /// [`DELIVERIES`] messages behind loses the newest, which is counted. Dropping the receiver ends the subscription.
-    pub async fn subscribe(&self, filter: Filter) -> mpsc::Receiver<Delivered> {
+    /// Subscribes the gateway: what is retained comes first, then what is published. Of a reader that is
+    /// [`DELIVERIES`] / 2 messages behind, QoS 0 is lost, and the newest of all when it is [`DELIVERIES`] behind; both are
+    /// counted. One that answers for what it takes loses no QoS 1 and 2: no more of it is under way than there is room
+    /// for, and who publishes more is not read. Dropping the receiver ends the subscription.
+    pub async fn subscribe(&self, filter: Filter, taking: Taking) -> mpsc::Receiver<Delivered> {
         let (messages, receiver) = mpsc::channel(DELIVERIES);
         // A broker that has stopped drops the sender, and the receiver says so.
-        let _ = self.control.send(Control::Subscribe { filter, messages }).await;
+        let _ = self.control.send(Control::Subscribe { filter, taking, messages }).await;
         receiver
     }
 
@@ -341,7 +348,10 @@ impl Core {
         match event {
             Event::Output(id) => self.slots.borrow().wake(id),
             Event::Close(id) => self.slots.borrow_mut().close(id),
-            Event::Local { id, message, origin } => self.deliver(broker, id, Delivered { message, origin }),
+            Event::Local { id, token, message, origin } => {
+                let receipt = Receipt { token, answers: self.answers.clone() };
+                self.deliver(broker, id, Delivered { message, origin, receipt });
+            }
             Event::Ingress { token, message, .. } => {
                 if token.is_none() && self.ingress.capacity() <= self.reserved {
                     self.dropped_ingress.set(self.dropped_ingress.get() + 1);
@@ -363,12 +373,18 @@ impl Core {
 
     fn deliver(&self, broker: &mut Broker, id: LocalId, delivered: Delivered) {
         let mut locals = self.locals.borrow_mut();
-        match locals.get(&id).map(|messages| messages.try_send(delivered)) {
-            None | Some(Ok(())) => {}
-            Some(Err(mpsc::error::TrySendError::Full(_))) => {
+        let Some(messages) = locals.get(&id) else { return };
+        let is_crowded = messages.capacity() <= DELIVERIES / 2;
+        if is_crowded && delivered.message.qos == Qos::AtMostOnce && !messages.is_closed() {
+            self.dropped_deliveries.set(self.dropped_deliveries.get() + 1);
+            return;
+        }
+        match messages.try_send(delivered) {
+            Ok(()) => {}
+            Err(mpsc::error::TrySendError::Full(_)) => {
                 self.dropped_deliveries.set(self.dropped_deliveries.get() + 1);
             }
-            Some(Err(mpsc::error::TrySendError::Closed(_))) => {
+            Err(mpsc::error::TrySendError::Closed(_)) => {
                 locals.remove(&id);
                 broker.unsubscribe_local(id);
             }
@@ -504,9 +520,9 @@ async fn judge_cases(core: Rc<Core>, mut cases: mpsc::Receiver<Case>, judge: Arc
 async fn take_commands(core: Rc<Core>, mut commands: mpsc::Receiver<Control>, dropped: Arc<AtomicU64>) {
     while let Some(command) = commands.recv().await {
         match command {
-            Control::Subscribe { filter, messages } => core.drive(|broker, now| {
+            Control::Subscribe { filter, taking, messages } => core.drive(|broker, now| {
                 // Known before the first event of the subscription is obeyed.
-                let id = broker.subscribe_local(now, filter);
+                let id = broker.subscribe_local(now, filter, taking);
                 core.locals.borrow_mut().insert(id, messages);
             }),
             Control::Attach { stream, peer, accepted } => core.open(stream, peer, accepted),
@@ -523,7 +539,8 @@ const PUBLISHES: usize = 16_384;
 /// Commands that wait for the broker, connections handed over among them.
 const CONTROLS: usize = 256;
 
-/// Messages that wait for one reader in the gateway.
+/// Messages that wait for one reader in the gateway; half of them more than the engine has under way to readers that
+/// answer.
 pub const DELIVERIES: usize = 4_096;
 
 /// Messages or answers taken at a time, before connections get their turn.

@@ -30,7 +30,9 @@ mod topic;
 mod wire;
 
 pub use access::{Access, Allow, ConnectRequest, Peer, Principal, Transport, Verdict};
-pub use broker::{Broker, ClientStatus, ConnectionId, Event, IngressToken, LocalId, Origin, Restored};
+pub use broker::{
+    Broker, ClientStatus, ConnectionId, Event, IngressToken, LocalId, Origin, Restored, Taking,
+};
 pub use client::Client;
 pub use journal::Waiting;
 pub use limits::{Counters, Limits};

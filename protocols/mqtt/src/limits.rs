@@ -42,6 +42,9 @@ pub struct Limits {
     /// Messages handed out as [`crate::Event::Ingress`] and not yet acknowledged. At the bound, clients that publish
     /// such messages are no longer read.
     pub ingress: usize,
+    /// QoS 1 and 2 messages that readers in the process have and have not answered for. At the bound, clients that
+    /// publish such messages are no longer read (`stalls`).
+    pub local: usize,
 }
 
 impl Default for Limits {
@@ -63,6 +66,7 @@ impl Default for Limits {
             retained_messages: 20_000,
             retained_bytes: 64 << 20,
             ingress: 8_192,
+            local: 1_024,
         }
     }
 }

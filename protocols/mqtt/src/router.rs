@@ -87,6 +87,15 @@ impl<S: PartialEq, O> Router<S, O> {
         self.root.visit(Some(topic.as_str()), is_reserved, found);
     }
 
+    /// Whether any subscription matches.
+    pub(crate) fn has_match(&self, topic: &Topic) -> bool {
+        let mut has_match = false;
+        if self.len() > 0 {
+            self.matches(topic, &mut |_| has_match = true);
+        }
+        has_match
+    }
+
     /// The group of a shared filter, while it has members.
     pub(crate) fn group(&self, filter: &Filter) -> Option<&Group<S, O>> {
         let (path, is_rest) = split(filter);

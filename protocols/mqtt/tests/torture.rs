@@ -7,7 +7,9 @@ use std::cell::Cell;
 use std::time::{Duration, Instant};
 
 use mqtt::client::{Client, Options};
-use mqtt::{Broker, Event, Filter, Limits, Message, Peer, Qos, ReasonCode, Topic, Transport, Version};
+use mqtt::{
+    Broker, Event, Filter, Limits, Message, Peer, Qos, ReasonCode, Taking, Topic, Transport, Version,
+};
 
 struct Counting;
 
@@ -146,7 +148,7 @@ fn no_sequence_of_damaged_packets_panics_the_broker_or_makes_it_hoard() {
     let mut now = Instant::now();
     let mut broker = Broker::new(limits(), 1);
     broker.set_forwarded(&[Filter::new("test").unwrap()]);
-    broker.subscribe_local(now, Filter::new("#").unwrap());
+    broker.subscribe_local(now, Filter::new("#").unwrap(), Taking::Unseen);
     let before = held();
     let mut open = Vec::new();
     let (mut accepted, mut most) = (0u64, 0);

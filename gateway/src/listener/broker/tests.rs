@@ -110,7 +110,7 @@ fn message(topic: &str, payload: &str) -> Message {
 #[tokio::test]
 async fn a_message_goes_from_client_to_client_and_to_the_gateway_and_from_it() {
     let server = Server::new(Limits::default(), &[]);
-    let mut local = server.handle.subscribe(Filter::new("#").unwrap()).await;
+    let mut local = server.handle.subscribe(Filter::new("#").unwrap(), Taking::Unseen).await;
     let mut reader = server.client(named("reader", Version::V311)).await;
     reader.subscribe("#").await;
     let mut writer = server.client(named("writer", Version::V5)).await;
@@ -230,7 +230,7 @@ async fn a_subscription_of_the_gateway_begins_with_what_is_retained_and_ends_wit
     server.handle.publish(message("state", "kept").retained());
     // The publish and the subscription travel on different ways: wait until the first has arrived.
     while server.handle.status().await.unwrap().retained == 0 {}
-    let mut local = server.handle.subscribe(Filter::new("state").unwrap()).await;
+    let mut local = server.handle.subscribe(Filter::new("state").unwrap(), Taking::Unseen).await;
     assert_eq!(timeout(PATIENCE, local.recv()).await.unwrap().unwrap().message.payload, "kept");
     drop(local);
     while server.handle.status().await.unwrap().subscriptions > 0 {

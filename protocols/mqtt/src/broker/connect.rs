@@ -318,7 +318,7 @@ impl Broker {
         let origin = Origin::Client(session.principal.client_id.clone());
         self.counters.wills += 1;
         let message = Arc::new(will.message);
-        if self.is_forwarded(&message.topic) {
+        if self.forwarded.has_match(&message.topic) {
             // Nobody waits for an acknowledgement of a will.
             self.events.push_back(Event::Ingress {
                 token: None,
@@ -326,7 +326,7 @@ impl Broker {
                 origin: origin.clone(),
             });
         }
-        self.route(now, Some(key), &origin, &message);
+        self.route(now, Some(key), &origin, &message, None);
     }
 
     /// Whether the rules let `who` publish there. `$SYS` is the broker's own.

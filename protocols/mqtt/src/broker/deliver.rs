@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::keep::keep;
-use super::{Broker, Event, LocalId, Origin, Subscriber, announce};
+use super::{Broker, Event, IngressToken, LocalId, Origin, Subscriber, Taking, announce};
 use crate::arena::Key;
 use crate::journal::{Journal, later};
 use crate::router::Match;
@@ -35,8 +35,16 @@ struct FanOut<'a> {
 }
 
 impl Broker {
-    /// Keeps a message if it is retained and gives it to everyone who subscribed. `from` is the session it came from.
-    pub(super) fn route(&mut self, now: Instant, from: Option<Key>, origin: &Origin, message: &Arc<Message>) {
+    /// Keeps a message if it is retained and gives it to everyone who subscribed. `from` is the session it came from;
+    /// readers in the process get `token`, where they answer for what they take, and are counted.
+    pub(super) fn route(
+        &mut self,
+        now: Instant,
+        from: Option<Key>,
+        origin: &Origin,
+        message: &Arc<Message>,
+        token: Option<IngressToken>,
+    ) -> usize {
         let expires = message.expiry().map(|expiry| later(now, expiry));
         if message.retain {
             self.retain(now, origin, message, expires);
@@ -84,9 +92,19 @@ impl Broker {
             self.offer(hit, &mut fan);
         }
         self.found = found;
+        let mut holders = 0;
         for id in locals {
-            self.events.push_back(Event::Local { id, message: message.clone(), origin: origin.clone() });
+            let is_answered = self.locals.get(&id).is_some_and(|(_, taking)| *taking == Taking::Answered);
+            let token = token.filter(|_| is_answered);
+            holders += usize::from(token.is_some());
+            self.events.push_back(Event::Local {
+                id,
+                token,
+                message: message.clone(),
+                origin: origin.clone(),
+            });
         }
+        holders
     }
 
     /// Gives a message whose session has ended to another member of its shared subscription.

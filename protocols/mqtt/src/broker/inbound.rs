@@ -118,8 +118,11 @@ impl Broker {
             }
         };
 
-        let is_forwarded = self.forwarded.len() > 0 && self.is_forwarded(&topic);
-        if is_forwarded && qos != Qos::AtMostOnce && self.ingress.len() >= self.limits.ingress {
+        let is_forwarded = self.forwarded.has_match(&topic);
+        let has_no_room = qos != Qos::AtMostOnce
+            && ((is_forwarded && self.ingress.len() >= self.limits.ingress)
+                || (self.waiting_for_locals >= self.limits.local && self.answering.has_match(&topic)));
+        if has_no_room {
             self.counters.stalls += 1;
             self.connections.get_mut(key).expect("looked up above").stall = Some(Stall::Ingress);
             self.waiting_for_ingress.push_back(key);
@@ -142,19 +145,22 @@ impl Broker {
         let origin = Origin::Client(client_id);
         let message = Arc::new(view.into_message(topic));
         let mut token = 0;
+        let given = (qos != Qos::AtMostOnce).then_some(IngressToken(self.next_token));
         if is_forwarded {
-            if qos != Qos::AtMostOnce {
-                token = self.next_token;
-                self.next_token += 1;
-                self.ingress.insert(token, IngressOrigin { session: session_key, packet_id, qos });
-            }
-            self.events.push_back(Event::Ingress {
-                token: (token != 0).then_some(IngressToken(token)),
-                message: message.clone(),
-                origin: origin.clone(),
-            });
+            let (message, origin) = (message.clone(), origin.clone());
+            self.events.push_back(Event::Ingress { token: given, message, origin });
         }
-        self.route(now, Some(session_key), &origin, &message);
+        let locals = self.route(now, Some(session_key), &origin, &message, given);
+        let holders = locals + usize::from(is_forwarded && given.is_some());
+        if holders > 0 {
+            token = self.next_token;
+            self.next_token += 1;
+            let is_local = locals > 0;
+            self.waiting_for_locals += usize::from(is_local);
+            let origin =
+                IngressOrigin { session: session_key, packet_id, qos, holders, is_local, failed: None };
+            self.ingress.insert(token, origin);
+        }
         let reason = (token == 0).then_some(ReasonCode::SUCCESS);
         self.owe(key, session_key, qos, packet_id, token, reason);
         Ok(Flow::Taken)
@@ -281,11 +287,5 @@ impl Broker {
             self.journal.release(records);
             self.pump(now, session);
         }
-    }
-
-    pub(super) fn is_forwarded(&self, topic: &Topic) -> bool {
-        let mut is_forwarded = false;
-        self.forwarded.matches(topic, &mut |_| is_forwarded = true);
-        is_forwarded
     }
 }

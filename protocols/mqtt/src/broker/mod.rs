@@ -54,7 +54,11 @@ pub struct Broker {
     next_token: u64,
     /// Connections that are not read until ingress has room, first come first served.
     waiting_for_ingress: VecDeque<Key>,
-    locals: HashMap<LocalId, Filter>,
+    locals: HashMap<LocalId, (Filter, Taking)>,
+    /// The filters among them whose messages are acknowledged by their reader.
+    answering: Router<(), ()>,
+    /// Messages that wait for such a reader.
+    waiting_for_locals: usize,
     next_local: u64,
     /// Bytes queued in all sessions.
     queued_bytes: usize,
@@ -86,6 +90,15 @@ pub enum Origin {
     Client(Arc<str>),
 }
 
+/// When the sender of a message that matched a subscription of the process is acknowledged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Taking {
+    /// At once, whatever becomes of the message.
+    Unseen,
+    /// When the reader says so, at QoS 1 and 2: a reader that is behind is felt by those who publish.
+    Answered,
+}
+
 /// What the caller has to do.
 #[derive(Clone, Debug)]
 pub enum Event {
@@ -97,6 +110,8 @@ pub enum Event {
     Local {
         /// The subscription.
         id: LocalId,
+        /// To be given to [`Broker::acknowledge`] once the reader has dealt with it; `None` where nobody waits.
+        token: Option<IngressToken>,
         /// The message.
         message: Arc<Message>,
         /// Who published it.
@@ -165,11 +180,17 @@ enum Subscriber {
     Local(LocalId),
 }
 
-/// Where an ingress message came from.
+/// Where an ingress message came from, and who has it.
 struct IngressOrigin {
     session: Key,
     packet_id: u16,
     qos: Qos,
+    /// How many have not answered for it yet.
+    holders: usize,
+    /// Whether a reader in the process is among them.
+    is_local: bool,
+    /// What the first said who could not take it.
+    failed: Option<ReasonCode>,
 }
 
 impl Broker {
@@ -194,6 +215,8 @@ impl Broker {
             next_token: 1,
             waiting_for_ingress: VecDeque::new(),
             locals: HashMap::new(),
+            answering: Router::new(),
+            waiting_for_locals: 0,
             next_local: 0,
             queued_bytes: 0,
             routing: 0,
@@ -280,15 +303,27 @@ impl Broker {
         self.admit_judged(now, id.0, verdict);
     }
 
-    /// The answer to [`Event::Ingress`]: stored, or why it could not be. A failure tells a 5.0 client the reason and
-    /// closes the connection of an older one, which will send the message again.
+    /// The answer to [`Event::Ingress`] or [`Event::Local`], one for each: stored or dealt with, or why it could not
+    /// be. Its sender hears when all have answered. A failure tells a 5.0 client the reason and closes the connection
+    /// of an older one, which will send the message again.
     pub fn acknowledge(&mut self, now: Instant, token: IngressToken, stored: Result<(), ReasonCode>) {
-        let Some(origin) = self.ingress.remove(&token.0) else { return };
-        self.settle_ingress(now, token.0, &origin, stored);
-        while self.ingress.len() < self.limits.ingress
-            && let Some(key) = self.waiting_for_ingress.pop_front()
-        {
-            self.resume(now, key, Stall::Ingress);
+        let Some(origin) = self.ingress.get_mut(&token.0) else { return };
+        origin.holders -= 1;
+        origin.failed = origin.failed.or(stored.err());
+        if origin.holders > 0 {
+            return;
+        }
+        let origin = self.ingress.remove(&token.0).expect("looked at");
+        self.waiting_for_locals -= usize::from(origin.is_local);
+        self.settle_ingress(now, token.0, &origin, origin.failed.map_or(Ok(()), Err));
+        // Who finds no room again stands at the end.
+        for _ in 0..self.waiting_for_ingress.len() {
+            if self.ingress.len() >= self.limits.ingress {
+                break;
+            }
+            if let Some(key) = self.waiting_for_ingress.pop_front() {
+                self.resume(now, key, Stall::Ingress);
+            }
         }
     }
 
@@ -324,12 +359,12 @@ impl Broker {
 
     /// Publishes a message of the process itself, at its QoS, retained if it says so.
     pub fn publish(&mut self, now: Instant, message: Message) {
-        self.route(now, None, &Origin::Gateway, &Arc::new(message));
+        self.route(now, None, &Origin::Gateway, &Arc::new(message), None);
     }
 
     /// Subscribes the process itself: what matches from now on comes as [`Event::Local`], what is retained already
     /// comes at once.
-    pub fn subscribe_local(&mut self, now: Instant, filter: Filter) -> LocalId {
+    pub fn subscribe_local(&mut self, now: Instant, filter: Filter, taking: Taking) -> LocalId {
         let id = LocalId(self.next_local);
         self.next_local += 1;
         let options = SubscribeOptions { qos: Qos::ExactlyOnce, ..SubscribeOptions::default() };
@@ -339,19 +374,26 @@ impl Broker {
                 // Who published a retained message is not kept; nothing that is replayed can be a loop.
                 self.events.push_back(Event::Local {
                     id,
+                    token: None,
                     message: kept.message.clone(),
                     origin: Origin::Gateway,
                 });
             }
         }
-        self.locals.insert(id, filter);
+        if taking == Taking::Answered {
+            self.answering.subscribe(&filter, (), ());
+        }
+        self.locals.insert(id, (filter, taking));
         id
     }
 
-    /// Ends a subscription of the process.
+    /// Ends a subscription of the process. What its reader still has, it still has to answer for.
     pub fn unsubscribe_local(&mut self, id: LocalId) {
-        if let Some(filter) = self.locals.remove(&id) {
-            self.router.unsubscribe(&filter, &Subscriber::Local(id));
+        let Some((filter, taking)) = self.locals.remove(&id) else { return };
+        self.router.unsubscribe(&filter, &Subscriber::Local(id));
+        if taking == Taking::Answered && !self.locals.values().any(|other| *other == (filter.clone(), taking))
+        {
+            self.answering.unsubscribe(&filter, &());
         }
     }
 

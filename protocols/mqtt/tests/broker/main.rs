@@ -11,8 +11,8 @@ use std::time::Duration;
 
 use bench::*;
 use mqtt::{
-    Access, ConnectRequest, Event, Filter, Limits, Message, Origin, Principal, Qos, ReasonCode, Topic,
-    Verdict,
+    Access, ConnectRequest, Event, Filter, IngressToken, Limits, Message, Origin, Principal, Qos, ReasonCode,
+    Taking, Topic, Verdict,
 };
 
 #[test]
@@ -412,7 +412,7 @@ fn the_gateway_itself_publishes_and_subscribes_and_knows_who_a_message_is_from()
         .broker
         .publish(bench.now, Message::new(topic("state"), "kept").with_qos(Qos::AtLeastOnce).retained());
     let id = bench.connect(&connect_v3("lamp"));
-    bench.broker.subscribe_local(bench.now, Filter::new("#").unwrap());
+    bench.broker.subscribe_local(bench.now, Filter::new("#").unwrap(), Taking::Unseen);
     bench.send(id, &publish_v3(2, 1, "lamp/set", b"on"));
     bench.broker.publish(bench.now, Message::new(topic("lamp/state"), "on"));
     bench.read(id);
@@ -436,9 +436,59 @@ fn a_stopping_broker_says_so_and_publishes_no_will() {
     will.extend(field(b"gone"));
     let new = bench.connect(&connect(5, 0x06, 0, Some(&[]), "new", &[&[0], &will[..]].concat()));
     let old = bench.connect(&connect(4, 0x06, 0, None, "old", &will));
-    bench.broker.subscribe_local(bench.now, Filter::new("will").unwrap());
+    bench.broker.subscribe_local(bench.now, Filter::new("will").unwrap(), Taking::Unseen);
     bench.broker.shut_down(bench.now);
     assert_eq!(bench.read(new), [Packet(0xe0, vec![0x8b])]);
     assert_eq!(bench.read(old), []);
     assert!(bench.is_closed(new) && bench.is_closed(old) && bench.events.is_empty());
+}
+
+#[test]
+fn a_reader_in_the_process_that_answers_holds_up_the_acknowledgement_and_then_the_sender() {
+    let mut bench = Bench::new(Limits { local: 2, ..Limits::default() });
+    bench.broker.set_forwarded(&[Filter::new("a/up").unwrap()]);
+    let reader = bench.broker.subscribe_local(bench.now, Filter::new("a/+").unwrap(), Taking::Answered);
+    bench.broker.subscribe_local(bench.now, Filter::new("a/+").unwrap(), Taking::Unseen);
+    let sender = bench.connect(&connect_v5("s", &[]));
+    let tokens = |bench: &mut Bench| -> Vec<IngressToken> {
+        let token = |event| match event {
+            Event::Local { token, .. } | Event::Ingress { token, .. } => token,
+            _ => None,
+        };
+        std::mem::take(&mut bench.events).into_iter().filter_map(token).collect()
+    };
+    // Two have it: the reader and the intake. The second answer decides, the first failure counts.
+    assert_eq!(bench.send(sender, &publish_v5(2, 1, "a/up", &[], b"1")), []);
+    let held = tokens(&mut bench);
+    assert_eq!(held.len(), 2);
+    bench.broker.acknowledge(bench.now, held[0], Err(ReasonCode::QUOTA_EXCEEDED));
+    assert_eq!(bench.read(sender), []);
+    bench.broker.acknowledge(bench.now, held[1], Ok(()));
+    assert_eq!(bench.read(sender), [Packet(0x40, vec![0, 1, 0x97])]);
+    // QoS 0 waits for nobody; the gateway's own messages neither.
+    bench.send(sender, &publish_v5(0, 0, "a/x", &[], b"0"));
+    bench.broker.publish(bench.now, Message::new(Topic::new("a/y").unwrap(), "g").with_qos(Qos::AtLeastOnce));
+    bench.read(sender);
+    assert_eq!(tokens(&mut bench), []);
+    // Two that it has not answered for are all it gets; other topics go on for others.
+    for id in [2, 3, 4] {
+        assert_eq!(bench.send(sender, &publish_v5(2, id, "a/x", &[], b"x")), []);
+    }
+    assert!(!bench.broker.wants_input(sender));
+    let held = tokens(&mut bench);
+    assert_eq!(held.len(), 2);
+    let other = bench.connect(&connect_v5("o", &[]));
+    assert_eq!(bench.send(other, &publish_v5(2, 1, "b", &[], b"x")), [Packet(0x40, vec![0, 1])]);
+    bench.broker.acknowledge(bench.now, held[0], Ok(()));
+    assert_eq!(bench.read(sender), [Packet(0x40, vec![0, 2])]);
+    assert!(bench.broker.wants_input(sender));
+    // Who unsubscribes still answers for what it has; what comes then is acknowledged at once.
+    let held = [held[1], tokens(&mut bench)[0]];
+    bench.broker.unsubscribe_local(reader);
+    assert_eq!(bench.send(sender, &publish_v5(2, 5, "a/x", &[], b"x")), []);
+    for token in held {
+        bench.broker.acknowledge(bench.now, token, Ok(()));
+    }
+    let packets: Vec<Packet> = [3, 4, 5].map(|id| Packet(0x40, vec![0, id])).into();
+    assert_eq!(bench.read(sender), packets);
 }
