@@ -9,7 +9,7 @@ use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned};
 
-use crate::Authority;
+use crate::{Authority, Port, Tidegate, quoted};
 
 /// What stands between MQTT and TCP.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -96,6 +96,25 @@ impl Endpoint {
     /// A listener with nothing between MQTT and TCP.
     pub fn tcp(address: SocketAddr) -> Self {
         Self { address, transport: Transport::Tcp, trust: None }
+    }
+
+    /// A gateway that listens on every transport, and where, in the order of [`Transport::ALL`].
+    pub fn all_of_a_gateway(authority: &Authority) -> (Tidegate, Vec<Self>) {
+        let (mqtts, wss, shown) = (Port::reserve(), Port::reserve(), authority.server());
+        let gateway = Tidegate::builder()
+            .tables(&format!(
+                "[mqtt.tls]\nlisten = [\"{}\"]\nwebsocket_listen = [\"{}\"]\ncertificate = {}\nkey = {{ file = {} }}",
+                mqtts.address(),
+                wss.address(),
+                quoted(&shown.pem),
+                quoted(&shown.key),
+            ))
+            .start();
+        let addresses = [gateway.mqtt(), mqtts.address(), gateway.http(), wss.address()];
+        let endpoints = Transport::ALL.iter().zip(addresses);
+        let endpoints = endpoints.map(|(transport, address)| Self::new(address, *transport, authority));
+        let endpoints = endpoints.collect();
+        (gateway, endpoints)
     }
 
     /// Where it is.

@@ -36,9 +36,7 @@ use std::thread;
 use std::time::Instant;
 
 use client::{Client, Connect};
-use harness::{
-    Authority, Door, Endpoint, Mosquitto, MosquittoConfig, Port, Tidegate, Transport, out_dir, quoted,
-};
+use harness::{Authority, Door, Endpoint, Mosquitto, MosquittoConfig, Transport, out_dir};
 use wire::{Publish, Version};
 
 /// A check and the statements it holds a broker to, by the version it is run in.
@@ -134,7 +132,7 @@ impl Room<'_> {
 fn the_gateway_passes_every_check_that_mosquitto_is_given_too() {
     let cases = cases();
     let authority = Authority::new("house");
-    let (gateway, our_doors) = gateway(&authority);
+    let (gateway, our_doors) = Endpoint::all_of_a_gateway(&authority);
     let (mosquitto, their_doors) = mosquitto(&authority);
     panic::set_hook(Box::new(|info| {
         LAST_PANIC.with_borrow_mut(|last| *last = info.to_string().replace('\n', " "));
@@ -180,25 +178,7 @@ struct Case {
     check: &'static Check,
 }
 
-/// A gateway that listens on every transport, in their order.
-fn gateway(authority: &Authority) -> (Tidegate, Vec<Endpoint>) {
-    let (mqtts, wss, shown) = (Port::reserve(), Port::reserve(), authority.server());
-    let gateway = Tidegate::builder()
-        .tables(&format!(
-            "[mqtt.tls]\nlisten = [\"{}\"]\nwebsocket_listen = [\"{}\"]\ncertificate = {}\nkey = {{ file = {} }}",
-            mqtts.address(),
-            wss.address(),
-            quoted(&shown.pem),
-            quoted(&shown.key),
-        ))
-        .start();
-    let addresses = [gateway.mqtt(), mqtts.address(), gateway.http(), wss.address()];
-    let doors = Transport::ALL.iter().zip(addresses);
-    let doors = doors.map(|(transport, address)| Endpoint::new(address, *transport, authority)).collect();
-    (gateway, doors)
-}
-
-/// A mosquitto that does.
+/// A mosquitto that listens on every transport, in their order.
 fn mosquitto(authority: &Authority) -> (Mosquitto, Vec<Endpoint>) {
     let doors =
         vec![Door::open().tls(authority), Door::open().websocket(), Door::open().tls(authority).websocket()];
