@@ -9,6 +9,7 @@
 mod arrivals;
 mod browser;
 mod certificates;
+mod endpoint;
 mod http;
 mod ledger;
 mod loop_disk;
@@ -27,6 +28,7 @@ mod tidegate;
 pub use arrivals::{Arrivals, LaneReport, Store, rabbitmq};
 pub use browser::{Chromium, Viewport};
 pub use certificates::{Authority, Certificate, quoted};
+pub use endpoint::{Endpoint, Stream, Transport, Wire};
 pub use http::{Reply, request};
 pub use ledger::{Id, Ledger, Report, record_of};
 pub use loop_disk::{LoopDisk, Wear};

@@ -115,7 +115,7 @@ pub(super) async fn take_mqtt_commands(
         loop {
             tokio::select! {
                 () = stop.cancelled() => return,
-                Some(_) = under_way.next() => {}
+                Some(()) = under_way.next() => {}
                 Some(Delivered { message, origin, receipt }) = next_of(&mut messages), if under_way.len() < COMMANDS => {
                     let Some(command) = command_of(&prefix, &message, &origin) else {
                         receipt.stored();

@@ -14,6 +14,7 @@ use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use axum::Router;
@@ -30,7 +31,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use log::{debug, warn};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, UnixListener};
-use tokio::sync::Semaphore;
+use tokio::task::AbortHandle;
 use tokio_util::sync::CancellationToken;
 
 use crate::gateway::Gateway;
@@ -45,10 +46,17 @@ pub enum Door {
     Control,
 }
 
+/// A connection of a listener.
+struct Guest {
+    task: AbortHandle,
+    /// A whole request has come on it.
+    has_asked: Arc<AtomicBool>,
+}
+
 /// Serves a TCP listener until `stop`.
 pub async fn serve_tcp(listener: TcpListener, gateway: Arc<Gateway>, stop: CancellationToken) {
     let router = router(gateway);
-    let room = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    let mut guests = Vec::new();
     loop {
         let accepted = tokio::select! {
             () = stop.cancelled() => return,
@@ -57,7 +65,7 @@ pub async fn serve_tcp(listener: TcpListener, gateway: Arc<Gateway>, stop: Cance
         match accepted {
             Ok((stream, peer)) => {
                 let _ = stream.set_nodelay(true);
-                serve(stream, Door::Tcp(peer), &router, &room, &stop);
+                serve(stream, Door::Tcp(peer), &router, &mut guests, &stop);
             }
             Err(error) => pause(&error).await,
         }
@@ -72,14 +80,14 @@ pub async fn serve_control(
     stop: CancellationToken,
 ) {
     let router = router(gateway);
-    let room = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    let mut guests = Vec::new();
     loop {
         let accepted = tokio::select! {
             () = stop.cancelled() => break,
             accepted = listener.accept() => accepted,
         };
         match accepted {
-            Ok((stream, _)) => serve(stream, Door::Control, &router, &room, &stop),
+            Ok((stream, _)) => serve(stream, Door::Control, &router, &mut guests, &stop),
             Err(error) => pause(&error).await,
         }
     }
@@ -138,18 +146,21 @@ fn upgrade_to_mqtt(
 }
 
 /// Serves one connection in a task of its own. No room: the connection is closed at once.
-fn serve<S>(stream: S, door: Door, router: &Router, room: &Arc<Semaphore>, stop: &CancellationToken)
+fn serve<S>(stream: S, door: Door, router: &Router, guests: &mut Vec<Guest>, stop: &CancellationToken)
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
-    let Ok(permit) = room.clone().try_acquire_owned() else {
+    if !make_room(guests) {
         debug!("more than {MAX_CONNECTIONS} HTTP connections, one refused");
         return;
-    };
+    }
     let router = router.clone();
     let stop = stop.clone();
-    tokio::spawn(async move {
+    let has_asked = Arc::new(AtomicBool::new(false));
+    let asked = has_asked.clone();
+    let task = tokio::spawn(async move {
         let service = service_fn(move |mut request: hyper::Request<Incoming>| {
+            asked.store(true, Ordering::Relaxed);
             request.extensions_mut().insert(door);
             let router = router.clone();
             async move { Ok::<_, Infallible>(call(router, request.map(axum::body::Body::new)).await) }
@@ -171,8 +182,22 @@ where
         if let Err(error) = result {
             debug!("HTTP connection ended: {error}");
         }
-        drop(permit);
     });
+    guests.push(Guest { task: task.abort_handle(), has_asked });
+}
+
+/// Whether one more may come. Of those who have come and not asked for anything the oldest goes for it: a client that
+/// means it has asked long before as many others have come.
+fn make_room(guests: &mut Vec<Guest>) -> bool {
+    guests.retain(|guest| !guest.task.is_finished());
+    if guests.len() < MAX_CONNECTIONS {
+        return true;
+    }
+    let Some(idle) = guests.iter().position(|guest| !guest.has_asked.load(Ordering::Relaxed)) else {
+        return false;
+    };
+    guests.remove(idle).task.abort();
+    true
 }
 
 async fn call(mut router: Router, request: Request) -> Response {
@@ -188,7 +213,7 @@ async fn pause(error: &std::io::Error) {
     tokio::time::sleep(Duration::from_millis(100)).await;
 }
 
-/// More are refused; a page needs a handful.
+/// For more, one that has not asked for anything is closed; else they are refused. A page needs a handful.
 const MAX_CONNECTIONS: usize = 256;
 /// From the first byte of a request, or the end of the last one, to its last header.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(15);

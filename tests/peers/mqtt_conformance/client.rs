@@ -1,9 +1,11 @@
-//! A client on a bare socket that does what a check tells it, right or wrong, and says what came back.
+//! A client on a bare connection that does what a check tells it, right or wrong, and says what came back.
 
 use std::collections::VecDeque;
 use std::io::{ErrorKind, Read, Write};
-use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::net::Shutdown;
 use std::time::{Duration, Instant};
+
+use harness::{Endpoint, Wire};
 
 use crate::wire::{
     Fields, Packet, Properties, Property, Publish, Version, kind, length, packet, property, push_field,
@@ -42,7 +44,7 @@ pub struct Closed;
 /// One connection.
 #[derive(Debug)]
 pub struct Client {
-    stream: TcpStream,
+    wire: Wire,
     held: Vec<u8>,
     /// Read while something else was waited for.
     pending: VecDeque<Packet>,
@@ -130,12 +132,12 @@ impl Connect {
     }
 
     /// Connects and expects to be let in.
-    pub fn open(&self, broker: SocketAddr) -> Client {
+    pub fn open(&self, broker: &Endpoint) -> Client {
         self.open_with(broker).0
     }
 
     /// Connects, expects to be let in, and shows the CONNACK.
-    pub fn open_with(&self, broker: SocketAddr) -> (Client, Connack) {
+    pub fn open_with(&self, broker: &Endpoint) -> (Client, Connack) {
         let mut client = Client::dial(broker, self.version);
         client.send(&self.bytes());
         let connack = client.connack();
@@ -151,16 +153,15 @@ impl Connack {
 }
 
 impl Client {
-    /// A TCP connection on which nothing has been said.
-    pub fn dial(broker: SocketAddr, version: Version) -> Self {
-        let stream = TcpStream::connect(broker).expect("the broker listens");
-        stream.set_nodelay(true).expect("a TCP socket");
-        Self { stream, held: Vec::new(), pending: VecDeque::new(), version, last_id: 0 }
+    /// A connection on which nothing has been said.
+    pub fn dial(broker: &Endpoint, version: Version) -> Self {
+        let wire = broker.dial().expect("the broker listens");
+        Self { wire, held: Vec::new(), pending: VecDeque::new(), version, last_id: 0 }
     }
 
     /// Sends bytes as they are. The broker may have closed already: what it said then is what counts.
     pub fn send(&mut self, bytes: &[u8]) {
-        let _ = self.stream.write_all(bytes);
+        let _ = self.wire.write_all(bytes);
     }
 
     /// The next packet, or `None` when none came in time.
@@ -185,9 +186,9 @@ impl Client {
             if left.is_zero() {
                 return Ok(None);
             }
-            self.stream.set_read_timeout(Some(left)).expect("a timeout above zero");
+            self.wire.socket().set_read_timeout(Some(left)).expect("a timeout above zero");
             let mut chunk = [0; 16_384];
-            match self.stream.read(&mut chunk) {
+            match self.wire.read(&mut chunk) {
                 Ok(0) => return Err(Closed),
                 Ok(count) => self.held.extend_from_slice(&chunk[..count]),
                 Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {}
@@ -418,9 +419,14 @@ impl Client {
         self.until_gone();
     }
 
+    /// Ends its own direction, on TCP and without a word above it. What the broker says can still be read.
+    pub fn half_close(&mut self) {
+        let _ = self.wire.socket().shutdown(Shutdown::Write);
+    }
+
     /// Goes as a client does whose power fails: without a word.
     pub fn vanish(mut self) {
-        let _ = self.stream.shutdown(Shutdown::Write);
+        self.half_close();
         self.until_gone();
     }
 

@@ -1,7 +1,8 @@
 //! MQTT over WebSocket (§6): what frames may hold, and which protocol is named.
 
 use std::io::{Read, Write};
-use std::net::TcpStream;
+
+use harness::Stream;
 
 use crate::client::PATIENCE;
 use crate::wire::{Publish, kind, length};
@@ -26,7 +27,7 @@ const PONG: u8 = 10;
 
 /// A WebSocket on which MQTT is spoken by hand.
 struct WebSocket {
-    stream: TcpStream,
+    stream: Stream,
     /// Bytes of MQTT that came and were not yet read.
     held: Vec<u8>,
     /// The answer to the upgrade.
@@ -35,23 +36,9 @@ struct WebSocket {
 
 impl WebSocket {
     fn open(room: &Room) -> Self {
-        let mut stream = TcpStream::connect(room.websocket).expect("the broker listens");
-        stream.set_nodelay(true).expect("a TCP socket");
-        stream.set_read_timeout(Some(PATIENCE)).expect("a timeout above zero");
-        let request = format!(
-            "GET /mqtt HTTP/1.1\r\nHost: {}\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
-             Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\
-             Sec-WebSocket-Protocol: mqtt\r\n\r\n",
-            room.websocket
-        );
-        stream.write_all(request.as_bytes()).unwrap();
-        let mut head = Vec::new();
-        while !head.ends_with(b"\r\n\r\n") {
-            let mut byte = [0];
-            stream.read_exact(&mut byte).expect("an answer to the upgrade");
-            head.push(byte[0]);
-        }
-        let head = String::from_utf8(head).unwrap();
+        let mut stream = room.broker.connect().expect("the broker listens");
+        stream.socket().set_read_timeout(Some(PATIENCE)).expect("a timeout above zero");
+        let head = stream.upgrade(room.broker.address()).expect("an answer to the upgrade");
         assert!(head.starts_with("HTTP/1.1 101"), "{head}");
         Self { stream, held: Vec::new(), head }
     }
@@ -193,7 +180,7 @@ fn a_close_frame_ends_the_connection_and_publishes_the_will(room: &Room) {
 }
 
 fn messages_cross_between_websocket_and_tcp(room: &Room) {
-    let mut client = room.client("a");
+    let mut client = room.hello("a").open(room.plain);
     client.subscribe(room.topic("up"), 1);
     let mut socket = WebSocket::connected(room);
     let filter = room.topic("down");
