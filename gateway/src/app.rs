@@ -344,14 +344,14 @@ fn judge(users: Users) -> broker::Judge {
 
 /// What waits for MQTT clients and what is retained takes no more than a quarter of the spool.
 fn broker_limits(config: &Config) -> mqtt::Limits {
-    let defaults = mqtt::Limits::default();
+    let limits = config.mqtt.limits.apply(mqtt::Limits::default());
     let share = usize::try_from(config.spool.max_size.0 / 8).unwrap_or(usize::MAX);
     mqtt::Limits {
         connections: config.mqtt.max_connections,
-        queue_bytes: defaults.queue_bytes.min(share),
-        queue_bytes_total: defaults.queue_bytes_total.min(share),
-        retained_bytes: defaults.retained_bytes.min(share),
-        ..defaults
+        queue_bytes: limits.queue_bytes.min(share),
+        queue_bytes_total: limits.queue_bytes_total.min(share),
+        retained_bytes: limits.retained_bytes.min(share),
+        ..limits
     }
 }
 

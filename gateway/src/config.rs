@@ -5,6 +5,7 @@
 
 pub mod document;
 mod items;
+mod limits;
 pub mod quantity;
 mod sections;
 mod tls;
@@ -21,6 +22,7 @@ use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 use self::document::{Diagnostic, Sources, read, settings};
+pub use self::limits::MqttLimits;
 use self::quantity::{DailySize, LedgerInterval, SecretSource, Size};
 use self::sections::Section;
 pub use self::tls::MqttTls;
@@ -75,6 +77,8 @@ pub struct Mqtt {
     pub forward: Vec<String>,
     /// Connections at a time.
     pub max_connections: usize,
+    /// `[mqtt.limits]`
+    pub limits: MqttLimits,
     /// `[mqtt.tls]`
     pub tls: Option<MqttTls>,
     /// `[[mqtt.rule]]`: who may publish and subscribe what; without one, everybody everything.
@@ -150,6 +154,7 @@ impl Default for Mqtt {
             listen: vec![loopback(1883)],
             forward: Vec::new(),
             max_connections: 1024,
+            limits: MqttLimits::default(),
             tls: None,
             rules: Vec::new(),
         }

@@ -140,6 +140,7 @@ pub async fn status(gateway: &Gateway) -> Json {
                 + broker.dropped_deliveries
                 + broker.dropped_ingress,
             "protocol_errors": broker.counters.protocol_errors,
+            "limits": limits_json(&broker.counters),
             "tls": gateway.tls.as_ref().map(|_| handshakes_json(gateway)),
         })),
         "coap": { "requests": coap.requests, "observers": coap.observers },
@@ -147,6 +148,20 @@ pub async fn status(gateway: &Gateway) -> Json {
             "dropped": gateway.intake.dropped(),
             "dropped_by_sampler": gateway.dropped_by_sampler.load(Ordering::Relaxed),
         },
+    })
+}
+
+/// How often each bound of the broker was hit.
+fn limits_json(counters: &mqtt::Counters) -> Json {
+    json!({
+        "refused_connections": counters.refused_connections, "crowded_addresses": counters.crowded_addresses,
+        "connect_timeouts": counters.connect_timeouts, "keep_alive_timeouts": counters.keep_alive_timeouts,
+        "oversized_packets": counters.oversized_packets, "throttled": counters.throttled,
+        "stalls": counters.stalls, "refused_topics": counters.refused_topics,
+        "denied_publishes": counters.denied_publishes, "refused_subscriptions": counters.refused_subscriptions,
+        "dropped_slow": counters.dropped_slow, "dropped_offline": counters.dropped_offline,
+        "dropped_queue_full": counters.dropped_queue_full, "dropped_expired": counters.dropped_expired,
+        "dropped_too_large": counters.dropped_too_large, "dropped_retained": counters.dropped_retained,
     })
 }
 

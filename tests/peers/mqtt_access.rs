@@ -207,3 +207,35 @@ fn packet(stream: &mut TcpStream) -> Vec<u8> {
     stream.read_exact(&mut body).unwrap();
     body
 }
+
+#[test]
+fn limits_hold_over_a_socket_and_are_counted() {
+    let limits = "[mqtt.limits]\npublish_rate = 50\ntopic_levels = 4\nsubscriptions = 2\npacket_size = \"2kB\"\n\
+                  connect_timeout = \"300ms\"\n";
+    let gateway = Tidegate::builder().tables(limits).start();
+    let mut client = MqttClient::connect(gateway.mqtt(), "c").unwrap();
+    let begun = Instant::now();
+    for _ in 0..100 {
+        client.publish("a/b/c/d", b"x", 1, false).unwrap();
+    }
+    client.publish("a/b/c/d/e", b"x", 1, false).unwrap();
+    for n in 0..101 {
+        assert!(matches!(client.read(SECOND * 10).unwrap(), Some(Incoming::Done(_))), "acknowledgement {n}");
+    }
+    // A second's worth at once, the rest in its own time.
+    assert!(begun.elapsed() > SECOND * 9 / 10, "{:?}", begun.elapsed());
+    client.subscribe("a", 0).unwrap();
+    client.subscribe("b", 0).unwrap();
+    assert!(client.subscribe("c", 0).is_err());
+    let mut large = MqttClient::connect(gateway.mqtt(), "large").unwrap();
+    large.publish("a", &[b'x'; 3000], 0, false).unwrap();
+    assert!(large.read(SECOND * 10).is_err(), "its connection ends");
+    // Connected, and silent.
+    let mut silent = std::net::TcpStream::connect(gateway.mqtt()).unwrap();
+    silent.set_read_timeout(Some(SECOND * 10)).unwrap();
+    assert_eq!(silent.read(&mut [0; 8]).unwrap(), 0, "it is closed");
+    let counted = gateway.status()["mqtt"]["limits"].clone();
+    for name in ["throttled", "refused_topics", "refused_subscriptions", "oversized_packets", "connect_timeouts"] {
+        assert!(counted[name].as_u64().unwrap() > 0, "{name}: {counted}");
+    }
+}

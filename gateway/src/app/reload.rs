@@ -104,15 +104,17 @@ async fn try_reload(
     let needs_restart = new.gateway != old.gateway
         || new.mqtt.listen != old.mqtt.listen
         || new.mqtt.max_connections != old.mqtt.max_connections
+        || new.mqtt.limits != old.mqtt.limits
         || tls_addresses(&new) != tls_addresses(&old)
         || new.http.listen != old.http.listen
         || new.coap != old.coap;
     if needs_restart {
-        warn!("the gateway's name, addresses and connection limits change with the next start only");
-        changes.push("name or addresses (with the next start)".into());
+        warn!("the gateway's name, addresses and MQTT limits change with the next start only");
+        changes.push("name, addresses or limits (with the next start)".into());
         kept.gateway = old.gateway.clone();
         kept.mqtt.listen.clone_from(&old.mqtt.listen);
         kept.mqtt.max_connections = old.mqtt.max_connections;
+        kept.mqtt.limits = old.mqtt.limits.clone();
         if tls_addresses(&new) != tls_addresses(&old) {
             kept.mqtt.tls.clone_from(&old.mqtt.tls);
         }

@@ -41,6 +41,7 @@ impl Section for Mqtt {
             diagnostics
                 .push(Diagnostic::at(place("max_connections"), "max_connections out of range: 1 to 65536"));
         }
+        self.limits.check(|key| place(&format!("limits.{key}")), diagnostics);
         if let Some(tls) = &self.tls {
             tls.check(|key| place(format!("tls.{key}").trim_end_matches('.')), diagnostics);
         }

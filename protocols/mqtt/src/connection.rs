@@ -46,6 +46,8 @@ pub(crate) struct Connection {
     pub(crate) deferred: VecDeque<(Round, Vec<u8>)>,
     /// The newest changes that something here waits for.
     pub(crate) waits_for: Round,
+    /// What is left of its rate of messages.
+    pub(crate) allowance: Allowance,
     /// The topic of the last PUBLISH: the next one often has the same.
     pub(crate) last_topic: Option<Topic>,
 }
@@ -61,6 +63,30 @@ pub(crate) enum Stall {
     Owed,
     /// The record of its session.
     Record,
+    /// The time when it may publish again.
+    Rate,
+}
+
+/// A token bucket: how many messages may come now, as of a moment.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Allowance {
+    messages: f64,
+    at: Instant,
+}
+
+impl Allowance {
+    /// Takes one message off; when there is none, the time until there is.
+    pub(crate) fn take(&mut self, now: Instant, rate: u32) -> Result<(), Duration> {
+        let rate = f64::from(rate);
+        let gained = now.saturating_duration_since(self.at).as_secs_f64() * rate;
+        *self = Self { messages: (self.messages + gained).min(rate), at: now };
+        if self.messages < 1.0 {
+            // Not a nanosecond too early.
+            return Err(Duration::from_secs_f64((1.0 - self.messages) / rate) + Duration::from_micros(1));
+        }
+        self.messages -= 1.0;
+        Ok(())
+    }
 }
 
 /// How far a connection has come.
@@ -122,6 +148,7 @@ impl Connection {
             owed_pubacks: 0,
             deferred: VecDeque::new(),
             waits_for: 0,
+            allowance: Allowance { messages: f64::INFINITY, at: now },
             last_topic: None,
         }
     }

@@ -7,6 +7,9 @@ use std::time::Duration;
 pub struct Limits {
     /// Connections at once; one more is not accepted (`refused_connections`).
     pub connections: usize,
+    /// Connections at once from one address beyond loopback, which is shared by all programs of the machine; one more
+    /// is not accepted (`crowded_addresses`).
+    pub connections_per_address: usize,
     /// Time from accept to a complete CONNECT; then the connection is closed (`connect_timeouts`).
     pub connect_timeout: Duration,
     /// The largest packet taken, in bytes; a larger one closes the connection (`oversized_packets`).
@@ -20,6 +23,12 @@ pub struct Limits {
     pub session_expiry: Duration,
     /// Subscriptions of one session; one more is refused with 0x97 (`refused_subscriptions`).
     pub subscriptions: usize,
+    /// Levels of a topic or filter. A deeper topic is refused with 0x90, before 5.0 taken and dropped
+    /// (`refused_topics`); a deeper filter is refused with 0x8F (`refused_subscriptions`).
+    pub topic_levels: usize,
+    /// PUBLISH packets a second from one client, a second's worth at once; a faster one is not read for a while
+    /// (`throttled`). Zero is off.
+    pub publish_rate: u32,
     /// Messages waiting in one session; one more is dropped (`dropped_queue_full`).
     pub queue_messages: usize,
     /// Bytes waiting in one session; one message more is dropped (`dropped_queue_full`).
@@ -51,12 +60,15 @@ impl Default for Limits {
     fn default() -> Self {
         Self {
             connections: 10_000,
+            connections_per_address: 256,
             connect_timeout: Duration::from_secs(10),
             packet_bytes: 2 << 20,
             output_bytes: 256 << 10,
             sessions: 20_000,
             session_expiry: Duration::from_secs(14 * 86_400),
             subscriptions: 1_000,
+            topic_levels: 32,
+            publish_rate: 0,
             queue_messages: 20_000,
             queue_bytes: 16 << 20,
             queue_bytes_total: 64 << 20,
@@ -78,6 +90,8 @@ pub struct Counters {
     pub connections: u64,
     /// Connections refused: too many, no session left, or the access rules.
     pub refused_connections: u64,
+    /// Connections refused because there were too many from their address.
+    pub crowded_addresses: u64,
     /// Connections closed because no CONNECT came in time.
     pub connect_timeouts: u64,
     /// Connections closed because the client fell silent.
@@ -108,6 +122,10 @@ pub struct Counters {
     pub dropped_retained: u64,
     /// PUBLISH packets the access rules (or the reserved `$SYS` tree) forbade.
     pub denied_publishes: u64,
+    /// PUBLISH packets refused because their topic is too deep.
+    pub refused_topics: u64,
+    /// Times a client was not read for a while because it publishes too fast.
+    pub throttled: u64,
     /// Subscriptions refused by access rules or limits.
     pub refused_subscriptions: u64,
     /// Wills published.

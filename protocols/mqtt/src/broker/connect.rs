@@ -9,6 +9,7 @@ use mqtt_protocol_core::mqtt::packet::{
 };
 use mqtt_protocol_core::mqtt::result_code::ConnectReasonCode;
 
+use super::inbound::is_too_deep;
 use super::{Broker, ConnectionId, Event, Origin, Subscriber, Timer};
 use crate::access::{ConnectRequest, Principal, Verdict};
 use crate::arena::Key;
@@ -85,6 +86,12 @@ impl Broker {
         let assigned = connect.client_id.is_empty().then(|| self.invent_client_id());
         let client_id: Arc<str> = assigned.clone().unwrap_or_else(|| connect.client_id.as_str().into());
         let principal = Principal { user, client_id: client_id.clone() };
+        let levels = self.limits.topic_levels;
+        if connect.will.as_ref().is_some_and(|will| is_too_deep(will.message.topic.as_str(), levels)) {
+            self.counters.refused_topics += 1;
+            self.refuse(now, key, connect.version, ReasonCode::TOPIC_INVALID);
+            return;
+        }
         if let Some(will) = &connect.will
             && !self.may_publish(&principal, &will.message.topic, will.message.retain)
         {

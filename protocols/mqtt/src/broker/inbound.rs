@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::keep::keep_released;
-use super::{Broker, Event, IngressOrigin, IngressToken, Origin};
+use super::{Broker, Event, IngressOrigin, IngressToken, Origin, Timer};
 use crate::arena::Key;
 use crate::connection::{Owed, Phase, Stall};
 use crate::session::Incoming;
@@ -129,15 +129,32 @@ impl Broker {
             return Ok(Flow::Stalled);
         }
 
+        let connection = self.connections.get_mut(key).expect("looked up above");
+        if self.limits.publish_rate > 0
+            && let Err(wait) = connection.allowance.take(now, self.limits.publish_rate)
+        {
+            self.counters.throttled += 1;
+            connection.stall = Some(Stall::Rate);
+            self.deadlines.insert((now + wait, Timer::Rate(key)));
+            return Ok(Flow::Stalled);
+        }
+
         self.counters.received += 1;
         self.journal.begin();
         let session = self.sessions.get(session_key).expect("looked up above");
         let client_id = session.principal.client_id.clone();
-        if !self.may_publish(&session.principal, &topic, view.retain) {
+        let refused = if is_too_deep(topic.as_str(), self.limits.topic_levels) {
+            self.counters.refused_topics += 1;
+            Some(ReasonCode::TOPIC_INVALID)
+        } else if !self.may_publish(&session.principal, &topic, view.retain) {
             self.counters.denied_publishes += 1;
+            Some(ReasonCode::NOT_AUTHORIZED)
+        } else {
+            None
+        };
+        if let Some(reason) = refused {
             // Before 5.0 there is no way to say so but to close; the message is taken and dropped [MQTT-3.3.5-2].
-            let reason =
-                if version == Version::V5 { ReasonCode::NOT_AUTHORIZED } else { ReasonCode::SUCCESS };
+            let reason = if version == Version::V5 { reason } else { ReasonCode::SUCCESS };
             self.owe(key, session_key, qos, packet_id, 0, Some(reason));
             return Ok(Flow::Taken);
         }
@@ -288,4 +305,10 @@ impl Broker {
             self.pump(now, session);
         }
     }
+}
+
+/// Whether a topic or filter has more than so many levels.
+pub(super) fn is_too_deep(name: &str, levels: usize) -> bool {
+    // One byte a level at the least.
+    name.len() > levels && name.bytes().filter(|byte| *byte == b'/').count() >= levels
 }

@@ -16,8 +16,9 @@ mod keep;
 mod lifecycle;
 mod subscribe;
 
+use std::collections::hash_map::Entry;
 use std::collections::{BTreeSet, HashMap, VecDeque};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -39,6 +40,8 @@ pub struct Broker {
     counters: Counters,
     access: Box<dyn Access>,
     connections: Arena<Connection>,
+    /// How many of them come from an address beyond loopback.
+    by_address: HashMap<IpAddr, usize>,
     sessions: Arena<Session>,
     by_client: HashMap<Arc<str>, Key>,
     router: Router<Subscriber, SubscribeOptions>,
@@ -168,6 +171,8 @@ pub struct ClientStatus {
 enum Timer {
     /// Too long without CONNECT, or silent for too long.
     Connection(Key),
+    /// A client that published too fast is read again.
+    Rate(Key),
     /// The will of this session is due.
     Will(Key),
     /// This session ends.
@@ -202,6 +207,7 @@ impl Broker {
             counters: Counters::default(),
             access: Box::new(Allow),
             connections: Arena::new(),
+            by_address: HashMap::new(),
             sessions: Arena::new(),
             by_client: HashMap::new(),
             router: Router::new(),
@@ -244,6 +250,14 @@ impl Broker {
             self.counters.refused_connections += 1;
             return None;
         }
+        if let Some(address) = address_of(&peer) {
+            let count = self.by_address.entry(address).or_insert(0);
+            if *count >= self.limits.connections_per_address {
+                self.counters.crowded_addresses += 1;
+                return None;
+            }
+            *count += 1;
+        }
         self.counters.connections += 1;
         let key = self.connections.insert(Connection::new(now, peer));
         self.set_connection_timer(key, Some(now + self.limits.connect_timeout));
@@ -278,7 +292,14 @@ impl Broker {
     /// The connection is closed, by the peer or after [`Event::Close`]. To be called exactly once.
     pub fn handle_gone(&mut self, now: Instant, id: ConnectionId) {
         self.finish(now, id.0, true);
-        self.connections.remove(id.0);
+        let Some(connection) = self.connections.remove(id.0) else { return };
+        let Some(address) = address_of(&connection.peer) else { return };
+        if let Entry::Occupied(mut count) = self.by_address.entry(address) {
+            *count.get_mut() -= 1;
+            if *count.get() == 0 {
+                count.remove();
+            }
+        }
     }
 
     /// Swaps the bytes to write to this connection into `buffer`, which has to be empty; its capacity is used for
@@ -340,6 +361,7 @@ impl Broker {
             self.deadlines.pop_first();
             match timer {
                 Timer::Connection(key) => self.handle_silence(now, key),
+                Timer::Rate(key) => self.resume(now, key, Stall::Rate),
                 Timer::Will(key) => {
                     if let Some(session) = self.sessions.get_mut(key) {
                         session.will_due = None;
@@ -469,6 +491,11 @@ impl ConnectionId {
     pub fn slot(self) -> usize {
         self.0.index as usize
     }
+}
+
+/// The address that a connection counts against.
+fn address_of(peer: &Peer) -> Option<IpAddr> {
+    peer.address.map(|address| address.ip().to_canonical()).filter(|address| !address.is_loopback())
 }
 
 fn announce(events: &mut VecDeque<Event>, key: Key, connection: &mut Connection) {

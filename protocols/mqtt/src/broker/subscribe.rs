@@ -2,6 +2,7 @@
 
 use std::time::Instant;
 
+use super::inbound::is_too_deep;
 use super::{Broker, Subscriber};
 use crate::arena::Key;
 use crate::wire::{Subscribe, SubscribeOptions, Unsubscribe, Version, kind, write_length};
@@ -37,6 +38,9 @@ impl Broker {
 
     fn subscribe(&mut self, now: Instant, key: Key, text: &str, options: SubscribeOptions) -> ReasonCode {
         let Ok(filter) = Filter::new(text) else { return ReasonCode::FILTER_INVALID };
+        if is_too_deep(filter.pattern(), self.limits.topic_levels) {
+            return ReasonCode::FILTER_INVALID;
+        }
         let session = self.sessions.get_mut(key).expect("a connected client has a session");
         if !self.access.may_subscribe(&session.principal, &filter) {
             return ReasonCode::NOT_AUTHORIZED;

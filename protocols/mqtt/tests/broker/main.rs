@@ -7,12 +7,12 @@ mod restarts;
 mod sessions;
 mod subscriptions;
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bench::*;
 use mqtt::{
-    Access, ConnectRequest, Event, Filter, IngressToken, Limits, Message, Origin, Principal, Qos, ReasonCode,
-    Taking, Topic, Verdict,
+    Access, Broker, ConnectRequest, Event, Filter, IngressToken, Limits, Message, Origin, Peer, Principal,
+    Qos, ReasonCode, Taking, Topic, Transport, Verdict,
 };
 
 #[test]
@@ -491,4 +491,67 @@ fn a_reader_in_the_process_that_answers_holds_up_the_acknowledgement_and_then_th
     }
     let packets: Vec<Packet> = [3, 4, 5].map(|id| Packet(0x40, vec![0, id])).into();
     assert_eq!(bench.read(sender), packets);
+}
+
+#[test]
+fn one_address_beyond_loopback_gets_no_more_connections_than_its_share() {
+    let limits = Limits { connections_per_address: 2, ..Limits::default() };
+    let mut broker = Broker::new(limits, 1);
+    let now = Instant::now();
+    let accept = |broker: &mut Broker, address: &str| {
+        broker.accept(now, Peer::new(Some(address.parse().unwrap()), Transport::Tcp))
+    };
+    let first = accept(&mut broker, "192.0.2.7:1").unwrap();
+    assert!(accept(&mut broker, "[::ffff:192.0.2.7]:2").is_some(), "the same, as a socket for both says it");
+    assert!(accept(&mut broker, "192.0.2.7:3").is_none());
+    assert!(accept(&mut broker, "192.0.2.8:3").is_some());
+    assert!((0..5).all(|port| accept(&mut broker, &format!("127.0.0.1:{port}")).is_some()));
+    assert_eq!((broker.counters().crowded_addresses, broker.counters().connections), (1, 8));
+    broker.handle_gone(now, first);
+    assert!(accept(&mut broker, "192.0.2.7:4").is_some());
+    assert!(accept(&mut broker, "192.0.2.7:5").is_none());
+}
+
+#[test]
+fn who_publishes_too_fast_is_read_more_slowly_and_loses_nothing() {
+    let mut bench = Bench::new(Limits { publish_rate: 10, ..Limits::default() });
+    let reader = bench.connect(&connect_v3("reader"));
+    bench.send(reader, &subscribe_v3(1, &[("#", 0)]));
+    let fast = bench.connect(&connect_v3("fast"));
+    let all: Vec<u8> = (0..35).flat_map(|n| publish_v3(0, 0, &format!("t/{n}"), b"x")).collect();
+    bench.send(fast, &all);
+    // A second's worth at once.
+    assert_eq!(bench.read(reader).len(), 10);
+    assert!(!bench.broker.wants_input(fast));
+    assert_eq!(bench.broker.counters().throttled, 1);
+    let slow = bench.connect(&connect_v3("slow"));
+    bench.send(slow, &publish_v3(0, 0, "s", b"x"));
+    assert_eq!(bench.read(reader).len(), 1, "another is read as ever");
+    bench.wait(Duration::from_millis(1050));
+    assert_eq!(bench.read(reader).len(), 10);
+    bench.wait(Duration::from_secs(2));
+    assert_eq!(bench.read(reader).len(), 15);
+    assert!(bench.broker.wants_input(fast));
+}
+
+#[test]
+fn a_topic_that_is_too_deep_is_refused_in_the_words_of_each_version() {
+    let mut bench = Bench::new(Limits { topic_levels: 3, ..Limits::default() });
+    let new = bench.connect(&connect_v5("new", &[]));
+    let answer =
+        bench.send(new, &subscribe_v5(1, &[], &[("a/b/c/d", 0), ("a/b/#", 0), ("$share/g/a/+/c/d", 0)]));
+    assert_eq!(answer, [Packet(0x90, vec![0, 1, 0, 0x8f, 0, 0x8f])]);
+    assert_eq!(bench.send(new, &publish_v5(2, 1, "a/b/c/d", &[], b"x")), [Packet(0x40, vec![0, 1, 0x90])]);
+    assert_eq!(bench.send(new, &publish_v5(4, 2, "a/b/c/d", &[], b"x")), [Packet(0x50, vec![0, 2, 0x90])]);
+    let old = bench.connect(&connect_v3("old"));
+    assert_eq!(bench.send(old, &subscribe_v3(1, &[("a/b/c/d", 0)])), [Packet(0x90, vec![0, 1, 0x80])]);
+    assert_eq!(bench.send(old, &publish_v3(2, 1, "a/b/c/d", b"x")), [Packet(0x40, vec![0, 1])]);
+    assert_eq!(bench.read(new), [], "and nobody gets it");
+    assert_eq!(bench.broker.counters().refused_topics, 3);
+    assert_eq!(bench.broker.counters().refused_subscriptions, 3);
+    // A will on such a topic could never be published.
+    let id = bench.open();
+    let will = [b"\x00\x07a/b/c/d".as_slice(), b"\x00\x01w"].concat();
+    let answer = bench.send(id, &connect(5, 0x06, 0, Some(&[]), "w", &[&[0], &will[..]].concat()));
+    assert_eq!(answer, [Packet(0x20, vec![0, 0x90, 0])]);
 }
