@@ -13,7 +13,7 @@ use anyhow::{Context as _, Result, anyhow, bail};
 use log::{error, info, warn};
 use mqtt::Filter;
 use tokio::net::{TcpListener, UnixListener};
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{broadcast, mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
@@ -227,8 +227,11 @@ pub async fn run(start: Start, config: Config) -> Result<()> {
         config.devices.len(),
         config.uplinks.len()
     );
+    // Whoever is told that we are ready may send one at once, and unheard it would end us where we stand.
+    let signals = Signals::listen()?;
     notify::ready();
-    let ended = serve(&gateway, &start, canary, &mut sampler, &mut supervisor, reload_requests).await;
+    let ended =
+        serve(&gateway, &start, canary, &mut sampler, &mut supervisor, signals, reload_requests).await;
 
     notify::stopping();
     info!("stopping");
@@ -249,6 +252,23 @@ pub async fn run(start: Start, config: Config) -> Result<()> {
     ended
 }
 
+/// What systemd, or a person at a terminal, says by signal.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+    hangup: Signal,
+}
+
+impl Signals {
+    fn listen() -> std::io::Result<Self> {
+        Ok(Self {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+            hangup: signal(SignalKind::hangup())?,
+        })
+    }
+}
+
 /// Waits for signals, reloads and failures, and keeps the watchdog fed, until it is time to stop.
 async fn serve(
     gateway: &Arc<Gateway>,
@@ -256,19 +276,17 @@ async fn serve(
     canary: Option<Canary>,
     sampler: &mut Sampler,
     supervisor: &mut Supervisor,
+    mut signals: Signals,
     mut reloads: mpsc::Receiver<oneshot::Sender<Result<String, String>>>,
 ) -> Result<()> {
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut interrupt = signal(SignalKind::interrupt())?;
-    let mut hangup = signal(SignalKind::hangup())?;
     let limit = notify::watchdog().unwrap_or(STATUS_INTERVAL);
     let mut beat = tokio::time::interval(limit.min(STATUS_INTERVAL));
     loop {
         tokio::select! {
-            _ = terminate.recv() => return Ok(()),
-            _ = interrupt.recv() => return Ok(()),
+            _ = signals.terminate.recv() => return Ok(()),
+            _ = signals.interrupt.recv() => return Ok(()),
             name = supervisor.first_to_end() => bail!("{name} ended unasked"),
-            _ = hangup.recv() => {
+            _ = signals.hangup.recv() => {
                 // The mistakes are logged; the old configuration stays.
                 let _ = reload::reload(gateway, start, sampler, supervisor).await;
             }

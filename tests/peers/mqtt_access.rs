@@ -6,7 +6,7 @@ use std::net::{SocketAddr, TcpStream};
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
-use harness::{MqttClient, Process, Scratch, Tidegate, binary, quoted, tool, wait_until};
+use harness::{Incoming, MqttClient, Process, Scratch, Tidegate, binary, quoted, tool, wait_until};
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -235,7 +235,9 @@ fn limits_hold_over_a_socket_and_are_counted() {
     silent.set_read_timeout(Some(SECOND * 10)).unwrap();
     assert_eq!(silent.read(&mut [0; 8]).unwrap(), 0, "it is closed");
     let counted = gateway.status()["mqtt"]["limits"].clone();
-    for name in ["throttled", "refused_topics", "refused_subscriptions", "oversized_packets", "connect_timeouts"] {
+    for name in
+        ["throttled", "refused_topics", "refused_subscriptions", "oversized_packets", "connect_timeouts"]
+    {
         assert!(counted[name].as_u64().unwrap() > 0, "{name}: {counted}");
     }
 }
