@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use crate::MAX_LEVELS;
+
 /// The broker's bounds. What happens at each stands beside it; [`Counters`] tells how often.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Limits {
@@ -67,7 +69,7 @@ impl Default for Limits {
             sessions: 20_000,
             session_expiry: Duration::from_secs(14 * 86_400),
             subscriptions: 1_000,
-            topic_levels: 32,
+            topic_levels: MAX_LEVELS,
             publish_rate: 0,
             queue_messages: 20_000,
             queue_bytes: 16 << 20,

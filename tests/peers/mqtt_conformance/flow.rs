@@ -34,6 +34,7 @@ pub const CHECKS: &[Check] = &[
     check!(an_alias_of_one_client_is_not_anothers, V5 "3.3.2-10"),
     check!(an_alias_is_not_passed_on, V5 "3.3.2-11"),
     check!(no_alias_is_sent_to_one_who_takes_none, V5 "3.1.2-27"),
+    check!(aliases_to_a_client_stay_within_its_maximum_and_name_one_topic_each, V5 "3.1.2-26"),
     check!(an_alias_is_known_at_every_qos, V5 "3.3.2.3.4"),
 ];
 
@@ -414,6 +415,28 @@ fn no_alias_is_sent_to_one_who_takes_none(room: &Room) {
             assert_eq!(message.properties.number(property::TOPIC_ALIAS), None);
             assert_eq!(message.topic(), room.topic("x"));
         }
+    }
+}
+
+fn aliases_to_a_client_stay_within_its_maximum_and_name_one_topic_each(room: &Room) {
+    let hello = room.hello("a").with(property::number(property::TOPIC_ALIAS_MAXIMUM, 2));
+    let mut client = hello.open(room.broker);
+    client.subscribe(room.topic("+"), 2);
+    let mut known = std::collections::HashMap::new();
+    for (number, name) in ["x", "y", "x", "z", "y", "z", "x"].into_iter().enumerate() {
+        room.publish(Publish::new(room.topic(name), "v").qos(number as u8 % 3));
+        let message = client.message();
+        let topic = match message.properties.number(property::TOPIC_ALIAS) {
+            None => message.topic(),
+            Some(alias) => {
+                assert!((1..=2).contains(&alias), "alias {alias}");
+                if !message.topic().is_empty() {
+                    known.insert(alias, message.topic());
+                }
+                known[&alias].clone()
+            }
+        };
+        assert_eq!(topic, room.topic(name), "message {number}");
     }
 }
 
