@@ -98,12 +98,13 @@ impl Endpoint {
         Self { address, transport: Transport::Tcp, trust: None }
     }
 
-    /// A gateway that listens on every transport, and where, in the order of [`Transport::ALL`].
-    pub fn all_of_a_gateway(authority: &Authority) -> (Tidegate, Vec<Self>) {
+    /// A gateway that listens on every transport, and where, in the order of [`Transport::ALL`]; `tables` are further
+    /// ones of its configuration.
+    pub fn all_of_a_gateway(authority: &Authority, tables: &str) -> (Tidegate, Vec<Self>) {
         let (mqtts, wss, shown) = (Port::reserve(), Port::reserve(), authority.server());
         let gateway = Tidegate::builder()
             .tables(&format!(
-                "[mqtt.tls]\nlisten = [\"{}\"]\nwebsocket_listen = [\"{}\"]\ncertificate = {}\nkey = {{ file = {} }}",
+                "[mqtt.tls]\nlisten = [\"{}\"]\nwebsocket_listen = [\"{}\"]\ncertificate = {}\nkey = {{ file = {} }}\n\n{tables}",
                 mqtts.address(),
                 wss.address(),
                 quoted(&shown.pem),

@@ -176,7 +176,7 @@ fn noise_from_many_sockets_harms_nobody() {
 #[test]
 fn idle_and_half_open_sockets_delay_nobody() {
     let authority = Authority::new("house");
-    let (gateway, endpoints) = Endpoint::all_of_a_gateway(&authority);
+    let (gateway, endpoints) = Endpoint::all_of_a_gateway(&authority, "");
     for endpoint in &endpoints {
         let (transport, host) = (endpoint.transport(), endpoint.address());
         let begun_to_say: &[u8] = match transport {

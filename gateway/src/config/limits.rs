@@ -31,6 +31,9 @@ pub struct MqttLimits {
     pub queue_size: Size,
     /// Subscriptions of one client; one more is refused.
     pub subscriptions: usize,
+    /// Topic aliases set toward one 5.0 client that takes them; 0, the default, sets none, because many clients that
+    /// say they take them hand out messages without a topic.
+    pub topic_aliases_sent: u16,
     /// Levels of a topic or filter; a deeper one is refused.
     pub topic_levels: usize,
 }
@@ -47,6 +50,7 @@ impl Default for MqttLimits {
             queue_messages: engine.queue_messages,
             queue_size: Size(engine.queue_bytes as u64),
             subscriptions: engine.subscriptions,
+            topic_aliases_sent: engine.topic_aliases_sent,
             topic_levels: engine.topic_levels,
         }
     }
@@ -97,6 +101,7 @@ impl MqttLimits {
             queue_messages: self.queue_messages,
             queue_bytes: bytes(self.queue_size),
             subscriptions: self.subscriptions,
+            topic_aliases_sent: self.topic_aliases_sent,
             topic_levels: self.topic_levels,
             ..limits
         }

@@ -43,9 +43,12 @@ pub struct Limits {
     /// QoS 1 and 2 messages a client may have unacknowledged with us: the receive maximum. A 5.0 client that exceeds
     /// it is disconnected with 0x93, an older one is no longer read until acknowledgements have left.
     pub receive_maximum: u16,
-    /// Topic aliases a client may set; a higher one disconnects it with 0x94. So many are also set toward a client that
-    /// takes them, for the first topics that it is sent.
+    /// Topic aliases a client may set; a higher one disconnects it with 0x94.
     pub topic_aliases: u16,
+    /// Topic aliases set toward a client that takes them, for the first topics that it is sent. None by default: of
+    /// Paho for Python, mosquitto's clients, mqtt.js and rumqttc only mqtt.js hands out the topic that an alias stands
+    /// for; the others say that they take aliases when they are told to, and then hand out messages without a topic.
+    pub topic_aliases_sent: u16,
     /// Retained messages; a new topic beyond it is delivered and not kept (`dropped_retained`).
     pub retained_messages: usize,
     /// Bytes of retained messages; beyond it a message is delivered and not kept (`dropped_retained`).
@@ -77,6 +80,7 @@ impl Default for Limits {
             window: 256,
             receive_maximum: 1_024,
             topic_aliases: 16,
+            topic_aliases_sent: 0,
             retained_messages: 20_000,
             retained_bytes: 64 << 20,
             ingress: 8_192,

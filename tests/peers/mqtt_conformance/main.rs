@@ -132,7 +132,8 @@ impl Room<'_> {
 fn the_gateway_passes_every_check_that_mosquitto_is_given_too() {
     let cases = cases();
     let authority = Authority::new("house");
-    let (gateway, our_doors) = Endpoint::all_of_a_gateway(&authority);
+    let limits = "[mqtt.limits]\ntopic_aliases_sent = 16\n";
+    let (gateway, our_doors) = Endpoint::all_of_a_gateway(&authority, limits);
     let (mosquitto, their_doors) = mosquitto(&authority);
     panic::set_hook(Box::new(|info| {
         LAST_PANIC.with_borrow_mut(|last| *last = info.to_string().replace('\n', " "));

@@ -163,7 +163,7 @@ impl Broker {
         connection.heard = now;
         connection.receive_maximum = connect.receive_maximum.min(self.limits.window);
         connection.maximum_packet = connect.maximum_packet as usize;
-        connection.aliases_taken = connect.topic_aliases.min(self.limits.topic_aliases);
+        connection.aliases_taken = connect.topic_aliases.min(self.limits.topic_aliases_sent);
         let silent_until = connection.silent_until();
         if connect.version == Version::V5 {
             let mut properties = Properties::new();

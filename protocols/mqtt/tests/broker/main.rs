@@ -190,7 +190,7 @@ fn a_topic_alias_stands_for_its_topic_and_an_unknown_one_ends_the_connection() {
 
 #[test]
 fn a_client_that_takes_aliases_is_sent_them_for_its_first_topics_until_it_is_gone() {
-    let mut bench = Bench::new(Limits { topic_aliases: 2, ..Limits::default() });
+    let mut bench = Bench::new(Limits { topic_aliases_sent: 2, ..Limits::default() });
     // Its session stays for a minute.
     let taking = |aliases: u8| connect(5, 0, 0, Some(&[0x22, 0, aliases, 0x11, 0, 0, 0, 60]), "reader", &[]);
     let mut reader = bench.connect(&taking(9));
