@@ -108,13 +108,16 @@ fn serve(broker: &mut Broker, now: Instant) {
 
 const CONNECT_STAY: &[u8] = b"\x10\x0d\x00\x04MQTT\x04\x00\x00\x3c\x00\x01a";
 
-/// What a broker keeps of a session with two messages, one shared, of a retained message and of an unfinished id.
+const STAY_WITH_WILL: &[u8] = b"\x10\x15\x00\x04MQTT\x04\x04\x00\x3c\x00\x01b\x00\x03a/w\x00\x01w";
+
+/// What a broker keeps of a session with two messages, one shared, of a retained message, of an unfinished id and of a
+/// will.
 fn mqtt_store_corpus() -> Vec<Vec<u8>> {
     let now = Instant::now();
     let mut broker = Broker::new(mqtt::Limits::default(), 1);
     broker.restore(now, 1_800_000_000_000, Vec::new());
     let mut records = Vec::new();
-    for greeting in [CONNECT_STAY, &[&CONNECT_STAY[..14], b"b"].concat()] {
+    for greeting in [CONNECT_STAY, STAY_WITH_WILL] {
         let id = broker.accept(now, mqtt::Peer::new(None, Transport::Tcp)).expect("an empty broker accepts");
         for packet in [
             greeting,
@@ -135,6 +138,7 @@ fn mqtt_store_corpus() -> Vec<Vec<u8>> {
             serve(&mut broker, now);
         }
     }
+    assert!(records.iter().any(|record| record[1] == 3), "a will is kept");
     assert!(records.len() > 5, "the broker keeps what it has to: {}", records.len());
     records
 }

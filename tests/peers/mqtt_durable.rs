@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt::Write as _;
+use std::io::{Read, Write};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -120,6 +121,41 @@ fn what_is_there_after_a_kill_is_there_after_a_stop_and_a_session_that_is_over_i
     gateway.start();
     let reader = MqttClient::connect_with(gateway.mqtt(), "reader", false).unwrap();
     assert!(!reader.session_present());
+}
+
+#[test]
+fn the_will_of_a_client_that_is_not_back_after_a_kill_is_published_and_stays_retained() {
+    let mut gateway = Tidegate::builder().tables("[mqtt.limits]\nwill_grace = \"2s\"\n").start();
+    let will = |name: &[u8]| {
+        let mut stream = std::net::TcpStream::connect(gateway.mqtt()).unwrap();
+        // A clean session with a retained will `gone` on `will/x`.
+        let mut packet = b"\x10\x1d\x00\x04MQTT\x04\x26\x00\x3c\x00\x01".to_vec();
+        packet.extend([name, b"\x00\x06will/", name, b"\x00\x04gone"].concat());
+        packet[1] = (packet.len() - 2) as u8;
+        stream.write_all(&packet).unwrap();
+        let mut answer = [0; 4];
+        stream.read_exact(&mut answer).unwrap();
+        assert_eq!(answer, [0x20, 2, 0, 0]);
+        stream
+    };
+    let connected = [will(b"x"), will(b"y")];
+    // Its CONNACK waits for a commit, with all that waits for one.
+    MqttClient::connect_with(gateway.mqtt(), "reader", false).unwrap();
+    gateway.kill();
+    drop(connected);
+    gateway.start();
+    let back = MqttClient::connect(gateway.mqtt(), "y").unwrap();
+    let mut reader = MqttClient::connect(gateway.mqtt(), "reader").unwrap();
+    reader.subscribe("will/+", 1).unwrap();
+    let Some(Incoming::Publish { topic, payload, .. }) = reader.read(10 * SECOND).unwrap() else { panic!() };
+    assert_eq!((topic.as_str(), &payload[..]), ("will/x", &b"gone"[..]));
+    assert_eq!(reader.read(SECOND).unwrap(), None, "the other is there");
+    drop(back);
+    gateway.stop();
+    gateway.start();
+    let mut reader = MqttClient::connect(gateway.mqtt(), "reader").unwrap();
+    reader.subscribe("will/+", 1).unwrap();
+    assert!(matches!(reader.read(10 * SECOND).unwrap(), Some(Incoming::Publish { retain: true, .. })));
 }
 
 /// Publishes numbers one behind the other with up to twenty under way, and now and then a retained one, until the broker

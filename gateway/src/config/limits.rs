@@ -34,6 +34,9 @@ pub struct MqttLimits {
     /// Topic aliases set toward one 5.0 client that takes them; 0, the default, sets none, because many clients that
     /// say they take them hand out messages without a topic.
     pub topic_aliases_sent: u16,
+    /// How long clients have to come back after a restart before their wills are published; a will's own delay counts
+    /// if it is longer.
+    pub will_grace: Period,
     /// Levels of a topic or filter; a deeper one is refused.
     pub topic_levels: usize,
 }
@@ -51,6 +54,7 @@ impl Default for MqttLimits {
             queue_size: Size(engine.queue_bytes as u64),
             subscriptions: engine.subscriptions,
             topic_aliases_sent: engine.topic_aliases_sent,
+            will_grace: Period(engine.will_grace),
             topic_levels: engine.topic_levels,
         }
     }
@@ -80,12 +84,11 @@ impl MqttLimits {
                 diagnostics.push(Diagnostic::at(place(key), message));
             }
         }
-        let time = Duration::from_millis(100)..=Duration::from_secs(600);
-        if !time.contains(&self.connect_timeout.0) {
-            diagnostics.push(Diagnostic::at(
-                place("connect_timeout"),
-                "connect_timeout out of range: 100 ms to 10 min",
-            ));
+        let times = [("connect_timeout", self.connect_timeout), ("will_grace", self.will_grace)];
+        for (key, Period(time)) in times {
+            if !(Duration::from_millis(100)..=Duration::from_secs(600)).contains(&time) {
+                diagnostics.push(Diagnostic::at(place(key), format!("{key} out of range: 100 ms to 10 min")));
+            }
         }
     }
 
@@ -102,6 +105,7 @@ impl MqttLimits {
             queue_bytes: bytes(self.queue_size),
             subscriptions: self.subscriptions,
             topic_aliases_sent: self.topic_aliases_sent,
+            will_grace: self.will_grace.0,
             topic_levels: self.topic_levels,
             ..limits
         }
@@ -124,6 +128,7 @@ mod tests {
             "queue_size = \"2GB\"",
             "subscriptions = 0",
             "topic_levels = 201",
+            "will_grace = \"0s\"",
         ] {
             let rejected = Config::parse(&format!("[mqtt.limits]\n{line}\n")).expect_err(line);
             let key = line.split(' ').next().unwrap();

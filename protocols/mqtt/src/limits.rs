@@ -21,6 +21,9 @@ pub struct Limits {
     pub output_bytes: usize,
     /// Sessions, connected or not; one more is refused with 0x97 (`refused_connections`).
     pub sessions: usize,
+    /// How long the clients whose connections a restart has cut have to come back before their wills are published; a
+    /// longer delay of a will counts instead.
+    pub will_grace: Duration,
     /// The longest a session outlives its connection, whatever the client asked for.
     pub session_expiry: Duration,
     /// Subscriptions of one session; one more is refused with 0x97 (`refused_subscriptions`).
@@ -70,6 +73,7 @@ impl Default for Limits {
             packet_bytes: 2 << 20,
             output_bytes: 256 << 10,
             sessions: 20_000,
+            will_grace: Duration::from_secs(60),
             session_expiry: Duration::from_secs(14 * 86_400),
             subscriptions: 1_000,
             topic_levels: MAX_LEVELS,

@@ -5,6 +5,7 @@
 //! | [`Shelf::State`] | a session's number | whose it is, how long it lives, its subscriptions |
 //! | | [`RETAINED`] + a number | a retained message |
 //! | | [`INCOMING`] + session × 65,536 + packet id | a QoS 2 message taken and not yet released |
+//! | | [`WILLS`] + a number | what is to be published when a client is gone without saying so |
 //! | [`Shelf::Message`] | a message's number | a message that waits in more than one session |
 //! | [`Shelf::Delivery`] | a delivery's number | a message that waits in one session, or where it stands |
 //!
@@ -17,7 +18,8 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use crate::wire::{
-    Reader, SubscribeOptions, decode_message_properties, encode_message_properties, write_field, write_length,
+    Reader, SubscribeOptions, Will, decode_message_properties, encode_message_properties, write_field,
+    write_length,
 };
 use crate::{Filter, Message, Qos, ReasonCode, Topic};
 
@@ -126,6 +128,14 @@ pub(crate) enum Content {
 pub(crate) struct RetainedRecord {
     pub(crate) message: Arc<Message>,
     pub(crate) expires: Option<Due>,
+}
+
+/// The will of a client that is connected, or was until its will was due.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct WillRecord {
+    pub(crate) client_id: String,
+    pub(crate) user: Option<String>,
+    pub(crate) will: Will,
 }
 
 type Read<T> = Result<T, ReasonCode>;
@@ -256,6 +266,28 @@ impl RetainedRecord {
     }
 }
 
+impl WillRecord {
+    pub(crate) fn write(&self) -> Bytes {
+        let mut out = vec![FORMAT, u8::from(self.user.is_some())];
+        write_field(&mut out, self.client_id.as_bytes());
+        if let Some(user) = &self.user {
+            write_field(&mut out, user.as_bytes());
+        }
+        write_u64(&mut out, self.will.delay.as_millis() as u64);
+        write_message(&mut out, &self.will.message);
+        out.into()
+    }
+
+    pub(crate) fn read(body: &[u8]) -> Read<Self> {
+        let mut reader = begin(body)?;
+        let flags = reader.byte()?;
+        let client_id = reader.text()?.to_owned();
+        let user = (flags & 1 != 0).then(|| reader.text().map(str::to_owned)).transpose()?;
+        let delay = Duration::from_millis(read_u64(&mut reader)?).min(LONGEST);
+        Ok(Self { client_id, user, will: Will { message: read_message(reader)?, delay } })
+    }
+}
+
 /// The record of [`Shelf::Message`].
 pub(crate) fn write_shared(message: &Message) -> Bytes {
     let mut out = vec![FORMAT];
@@ -270,6 +302,7 @@ pub(crate) fn read_shared(body: &[u8]) -> Read<Message> {
 /// Reads a record of any kind and forgets it: whatever the bytes are, this ends and says whether they were one.
 pub fn is_record(shelf: Shelf, key: u64, body: &[u8]) -> bool {
     match shelf {
+        Shelf::State if key >= WILLS => WillRecord::read(body).is_ok(),
         Shelf::State if key >= INCOMING => body == [FORMAT],
         Shelf::State if key >= RETAINED => RetainedRecord::read(body).is_ok(),
         Shelf::State => SessionRecord::read(body).is_ok(),
@@ -358,6 +391,8 @@ pub(crate) const FORMAT: u8 = 1;
 pub const RETAINED: u64 = 1 << 56;
 /// From this key on, they are packet ids.
 pub const INCOMING: u64 = 2 << 56;
+/// From this key on, they are wills.
+pub const WILLS: u64 = 3 << 56;
 /// No session has ever had so many messages.
 const MAX_SERIAL: u64 = 1 << 62;
 /// So far a stored moment may be off: an `Instant` cannot hold everything that eight bytes can say.
@@ -407,7 +442,12 @@ mod tests {
             is_here in any::<bool>(),
         ) {
             let retained = RetainedRecord { message: Arc::new(message.clone()), expires: due };
-            prop_assert_eq!(RetainedRecord::read(&retained.write()), Ok(retained));
+            prop_assert_eq!(RetainedRecord::read(&retained.write()), Ok(retained.clone()));
+            let will = Will { message: Message::clone(&retained.message), delay: Duration::from_secs(7) };
+            for user in [None, Some("ü".to_owned())] {
+                let will = WillRecord { client_id: "c".into(), user, will: will.clone() };
+                prop_assert_eq!(WillRecord::read(&will.write()), Ok(will));
+            }
             prop_assert_eq!(read_shared(&write_shared(&message)), Ok(message.clone()));
             let options = SubscribeOptions { qos: message.qos, no_local: message.retain, id: 7, ..<_>::default() };
             let session = SessionRecord {

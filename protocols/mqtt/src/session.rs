@@ -24,6 +24,8 @@ pub(crate) struct Session {
     pub(crate) expiry: Option<Duration>,
     pub(crate) subscriptions: BTreeMap<Filter, SubscribeOptions>,
     pub(crate) will: Option<Will>,
+    /// The number of its record; 0 when it has none.
+    pub(crate) will_record: u64,
     /// When the will is due, after the connection was lost.
     pub(crate) will_due: Option<Instant>,
     /// When the session ends, after the connection was lost.
@@ -119,6 +121,7 @@ impl Session {
             expiry: Some(Duration::ZERO),
             subscriptions: BTreeMap::new(),
             will: None,
+            will_record: 0,
             will_due: None,
             expires: None,
             sent: Sent::default(),

@@ -39,10 +39,10 @@ impl Shelves {
     pub(super) fn restore(mut self, broker: &mut Broker) -> Self {
         let records = std::mem::take(&mut self.records);
         let found = broker.restore(Instant::now(), self.unix_ms(), records);
-        if found.sessions + found.retained > 0 {
+        if found.sessions + found.retained + found.wills > 0 {
             info!(
-                "{} MQTT sessions with {} messages and {} retained messages are there again",
-                found.sessions, found.messages, found.retained
+                "{} MQTT sessions with {} messages, {} retained messages and {} wills are there again",
+                found.sessions, found.messages, found.retained, found.wills
             );
         }
         if found.unreadable > 0 {

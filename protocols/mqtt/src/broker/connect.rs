@@ -15,7 +15,7 @@ use crate::access::{ConnectRequest, Principal, Verdict};
 use crate::arena::Key;
 use crate::connection::{Claim, Phase, Stall};
 use crate::session::Session;
-use crate::wire::{self, Connect, Version, kind};
+use crate::wire::{self, Connect, Version, Will, kind};
 use crate::{ReasonCode, Topic};
 
 impl Broker {
@@ -99,6 +99,7 @@ impl Broker {
             return;
         }
 
+        self.forget_missed(&client_id);
         self.journal.begin();
         self.take_over(now, &client_id);
         let held = self.by_client.get(&client_id).copied();
@@ -157,6 +158,7 @@ impl Broker {
         session.connection = Some(key);
         session.will = connect.will;
         let granted_expiry = session.expiry;
+        self.keep_will(session_key);
         let connection = self.connections.get_mut(key).expect("the caller looked");
         connection.phase = Phase::Connected { session: session_key };
         connection.keep_alive = Duration::from_secs(u64::from(connect.keep_alive_secs));
@@ -273,7 +275,9 @@ impl Broker {
         session.retained.clear();
         if !with_will {
             session.will = None;
+            self.forget_will(key);
         }
+        let Some(session) = self.sessions.get_mut(key) else { return };
         let outlives = session.expiry.unwrap_or(self.limits.session_expiry);
         if outlives.is_zero() {
             self.end_session(now, key);
@@ -322,7 +326,13 @@ impl Broker {
     pub(super) fn publish_will(&mut self, now: Instant, key: Key) {
         let Some(session) = self.sessions.get_mut(key) else { return };
         let Some(will) = session.will.take() else { return };
-        let origin = Origin::Client(session.principal.client_id.clone());
+        let client_id = session.principal.client_id.clone();
+        self.forget_will(key);
+        self.send_will(now, Some(key), &client_id, will);
+    }
+
+    pub(super) fn send_will(&mut self, now: Instant, from: Option<Key>, client_id: &Arc<str>, will: Will) {
+        let origin = Origin::Client(client_id.clone());
         self.counters.wills += 1;
         let message = Arc::new(will.message);
         if self.forwarded.has_match(&message.topic) {
@@ -333,7 +343,7 @@ impl Broker {
                 origin: origin.clone(),
             });
         }
-        self.route(now, Some(key), &origin, &message, None);
+        self.route(now, from, &origin, &message, None);
     }
 
     /// Whether the rules let `who` publish there. `$SYS` is the broker's own.

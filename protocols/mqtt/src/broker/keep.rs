@@ -2,7 +2,8 @@
 //!
 //! A session that outlives its connection is kept with its subscriptions and the messages of QoS 1 and 2 that wait in
 //! it; retained messages are kept, but for the process's own, which publishes them again. What leaves as an answer
-//! waits until the changes behind it are safe. Wills are not kept: it was the broker that went, not the client.
+//! waits until the changes behind it are safe. Wills are kept, too, without anybody waiting for it: whoever does not come
+//! back after a restart has gone without a word [MQTT-3.1.2-8].
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -14,10 +15,10 @@ use crate::connection::Phase;
 use crate::journal::{Journal, Round, Waiting, later};
 use crate::record::{
     Change, Content, DeliveryRecord, FORMAT, INCOMING, RETAINED, Record, RetainedRecord, SessionRecord,
-    Shelf, Stage, read_shared, write_shared,
+    Shelf, Stage, WILLS, WillRecord, read_shared, write_shared,
 };
 use crate::session::{Delivery, Incoming, Records, Session};
-use crate::wire::{Version, kind, write_ack};
+use crate::wire::{Version, Will, kind, write_ack};
 use crate::{Message, Principal, ReasonCode};
 
 /// What [`Broker::restore`] found.
@@ -29,8 +30,17 @@ pub struct Restored {
     pub messages: usize,
     /// Retained messages.
     pub retained: usize,
+    /// Wills of clients that were connected.
+    pub wills: usize,
     /// Records that could not be read, or that belong to nothing; they are deleted.
     pub unreadable: usize,
+}
+
+/// A will whose client was connected when the broker went.
+pub(super) struct Missed {
+    principal: Principal,
+    will: Will,
+    due: Instant,
 }
 
 impl Broker {
@@ -45,10 +55,15 @@ impl Broker {
         let mut waiting: HashMap<Key, Vec<(DeliveryRecord, u64)>> = HashMap::new();
         for Record { shelf, key, body } in records {
             let number = if shelf == Shelf::State && key >= RETAINED { key % RETAINED } else { key };
-            if shelf != Shelf::State || key < INCOMING {
+            if shelf != Shelf::State || !(INCOMING..WILLS).contains(&key) {
                 self.journal.reserve(shelf, number);
             }
             let is_whole = match shelf {
+                Shelf::State if key >= WILLS => WillRecord::read(&body).ok().and_then(|record| {
+                    self.restore_will(now, number, record)?;
+                    found.wills += 1;
+                    Some(())
+                }),
                 Shelf::State if key >= INCOMING => {
                     let session = sessions.get(&((key - INCOMING) >> 16));
                     session.and_then(|session| self.sessions.get_mut(*session)).map(|session| {
@@ -92,6 +107,59 @@ impl Broker {
             self.journal.delete(Shelf::Message, number);
         }
         found
+    }
+
+    fn restore_will(&mut self, now: Instant, number: u64, record: WillRecord) -> Option<()> {
+        let WillRecord { client_id, user, will } = record;
+        let principal = Principal { user: user.map(Arc::from), client_id: client_id.into() };
+        if self.missed_by_client.contains_key(&principal.client_id) {
+            return None;
+        }
+        let due = later(now, will.delay.max(self.limits.will_grace));
+        self.deadlines.insert((due, Timer::Missed(number)));
+        self.missed_by_client.insert(principal.client_id.clone(), number);
+        self.missed.insert(number, Missed { principal, will, due });
+        Some(())
+    }
+
+    /// The client is there again: what was to be said of it is not.
+    pub(super) fn forget_missed(&mut self, client_id: &str) {
+        if let Some(number) = self.missed_by_client.remove(client_id) {
+            if let Some(missed) = self.missed.remove(&number) {
+                self.deadlines.remove(&(missed.due, Timer::Missed(number)));
+            }
+            self.journal.delete(Shelf::State, WILLS + number);
+        }
+    }
+
+    pub(super) fn publish_missed(&mut self, now: Instant, number: u64) {
+        let Some(Missed { principal, will, .. }) = self.missed.remove(&number) else { return };
+        self.missed_by_client.remove(&principal.client_id);
+        self.journal.delete(Shelf::State, WILLS + number);
+        // The rules may have changed since.
+        if self.may_publish(&principal, &will.message.topic, will.message.retain) {
+            self.send_will(now, None, &principal.client_id, will);
+        }
+    }
+
+    /// Writes down the will of a client that is connected now.
+    pub(super) fn keep_will(&mut self, key: Key) {
+        self.forget_will(key);
+        let Some(session) = self.sessions.get_mut(key).filter(|_| self.journal.is_on()) else { return };
+        let Some(will) = session.will.clone() else { return };
+        session.will_record = self.journal.number(Shelf::State);
+        let user = session.principal.user.as_deref().map(str::to_owned);
+        let record = WillRecord { client_id: session.principal.client_id.to_string(), user, will };
+        self.journal.add(Shelf::State, WILLS + session.will_record, record.write());
+    }
+
+    /// Deletes its record: the will is published, or will not be.
+    pub(super) fn forget_will(&mut self, key: Key) {
+        let Some(session) = self.sessions.get_mut(key).filter(|session| session.will_record > 0) else {
+            return;
+        };
+        let number = std::mem::take(&mut session.will_record);
+        self.journal.delete(Shelf::State, WILLS + number);
     }
 
     fn restore_session(

@@ -32,6 +32,7 @@ use crate::session::Session;
 use crate::wire::{SubscribeOptions, Version};
 use crate::{Counters, Filter, Limits, Message, Qos, ReasonCode};
 use deliver::Found;
+use keep::Missed;
 pub use keep::Restored;
 
 /// An MQTT server without sockets; see the [module](self).
@@ -48,6 +49,9 @@ pub struct Broker {
     forwarded: Router<(), ()>,
     retained: Retained,
     journal: Journal,
+    /// Wills of clients that were connected before a restart, by the number of their record, and those by client.
+    missed: HashMap<u64, Missed>,
+    missed_by_client: HashMap<Arc<str>, u64>,
     /// Connections that wait for changes to be safe, in the order of those.
     waiting_for_round: VecDeque<(Round, Key)>,
     deadlines: BTreeSet<(Instant, Timer)>,
@@ -173,6 +177,8 @@ enum Timer {
     Connection(Key),
     /// A client that published too fast is read again.
     Rate(Key),
+    /// The will of a client that has not come back since a restart is due, by the number of its record.
+    Missed(u64),
     /// The will of this session is due.
     Will(Key),
     /// This session ends.
@@ -214,6 +220,8 @@ impl Broker {
             forwarded: Router::new(),
             retained,
             journal: Journal::default(),
+            missed: HashMap::new(),
+            missed_by_client: HashMap::new(),
             waiting_for_round: VecDeque::new(),
             deadlines: BTreeSet::new(),
             events: VecDeque::new(),
@@ -362,6 +370,7 @@ impl Broker {
             match timer {
                 Timer::Connection(key) => self.handle_silence(now, key),
                 Timer::Rate(key) => self.resume(now, key, Stall::Rate),
+                Timer::Missed(number) => self.publish_missed(now, number),
                 Timer::Will(key) => {
                     if let Some(session) = self.sessions.get_mut(key) {
                         session.will_due = None;

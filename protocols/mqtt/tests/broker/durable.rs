@@ -89,7 +89,7 @@ fn a_session_its_subscriptions_and_its_messages_are_there_after_a_restart() {
     assert_eq!(bench.read(publisher).len(), 3);
     assert_eq!(bench.disk.keys().filter(|(shelf, _)| *shelf == Shelf::Message).count(), 3, "once for both");
     let found = bench.restart();
-    assert_eq!(found, Restored { sessions: 2, messages: 6, retained: 0, unreadable: 0 });
+    assert_eq!(found, Restored { sessions: 2, messages: 6, retained: 0, wills: 0, unreadable: 0 });
 
     let old = bench.open();
     bench.send(old, &persistent_v3("old"));
@@ -256,7 +256,7 @@ fn what_cannot_be_stored_is_refused_and_stored_later() {
     assert_eq!(bench.broker.counters().failed_changes, 2);
     // The disk is there again: what is known is written, also what was refused.
     bench.store();
-    assert_eq!(bench.restart(), Restored { sessions: 2, messages: 2, retained: 0, unreadable: 0 });
+    assert_eq!(bench.restart(), Restored { sessions: 2, messages: 2, retained: 0, wills: 0, unreadable: 0 });
 }
 
 #[test]
@@ -312,9 +312,83 @@ fn records_that_do_not_read_are_dropped_and_the_others_stay() {
     let found = bench.restart();
     assert_eq!((found.sessions, found.messages), (1, 2));
     bench.store();
-    assert_eq!(bench.restart(), Restored { sessions: 1, messages: 2, retained: 0, unreadable: 0 });
+    assert_eq!(bench.restart(), Restored { sessions: 1, messages: 2, retained: 0, wills: 0, unreadable: 0 });
     assert!(
         bench.broker.clients().iter().all(|client| &*client.client_id == "d" && client.subscriptions == 1)
     );
     let _ = Filter::new("t");
+}
+
+/// CONNECT with a retained will `gone` on `will`, QoS 1: of a session that ends with its connection, or lasts a minute,
+/// whose will waits for so long.
+fn with_will(client_id: &str, is_kept: bool, delay_secs: u32) -> Vec<u8> {
+    let mut rest = vec![5, 0x18];
+    rest.extend(delay_secs.to_be_bytes());
+    rest.extend([field(b"will"), field(b"gone")].concat());
+    let properties: &[u8] = if is_kept { &[0x11, 0, 0, 0, 240] } else { &[] };
+    connect(5, 0x2e, 0, Some(properties), client_id, &rest)
+}
+
+/// What a subscriber has got since it was asked last.
+fn wills(bench: &mut Bench, reader: mqtt::ConnectionId) -> usize {
+    let packets = bench.read(reader);
+    for packet in &packets {
+        assert_eq!(packet.1, publish_body(0, 0, "will", None, b"gone"));
+    }
+    packets.len()
+}
+
+#[test]
+fn the_will_of_a_client_that_does_not_come_back_after_a_restart_is_published() {
+    let limits = Limits { will_grace: 30 * SECOND, ..Limits::default() };
+    for (is_kept, delay) in [(false, 0), (true, 0), (true, 100)] {
+        let mut bench = Bench::keeping(limits.clone());
+        for client_id in ["lost", "back", "polite"] {
+            let id = bench.open();
+            bench.send(id, &with_will(client_id, is_kept, delay));
+            bench.store();
+            bench.read(id);
+            if client_id == "polite" {
+                bench.send(id, &frame(0xe0, &[]));
+            }
+        }
+        bench.store();
+        assert_eq!(bench.restart().wills, 2, "who said goodbye left none");
+        let reader = bench.connect(&connect_v3("reader"));
+        bench.send(reader, &subscribe_v3(1, &[("will", 0)]));
+        let back = bench.open();
+        bench.send(back, &with_will("back", is_kept, delay));
+        bench.store();
+        let due = SECOND * delay.max(30);
+        bench.wait(due - SECOND);
+        assert_eq!(wills(&mut bench, reader), 0);
+        bench.wait(2 * SECOND);
+        assert_eq!(wills(&mut bench, reader), 1);
+        bench.store();
+        // Said once, and what is retained of it stays; the one that is back has its own will.
+        let found = bench.restart();
+        assert_eq!((found.wills, found.retained), (1, 1));
+        let reader = bench.connect(&connect_v3("reader"));
+        bench.send(reader, &subscribe_v3(1, &[("other", 0)]));
+        bench.wait(200 * SECOND);
+        bench.store();
+        assert_eq!(bench.broker.counters().wills, 1);
+        assert_eq!(bench.restart().wills, 0);
+    }
+}
+
+#[test]
+fn a_broker_that_says_goodbye_leaves_no_will_behind_but_those_that_were_due() {
+    let mut bench = Bench::keeping(Limits::default());
+    for client_id in ["connected", "lost"] {
+        let id = bench.open();
+        bench.send(id, &with_will(client_id, true, 100));
+        bench.store();
+        if client_id == "lost" {
+            bench.lose(id);
+        }
+    }
+    bench.broker.shut_down(bench.now);
+    bench.store();
+    assert_eq!(bench.restart().wills, 1);
 }
