@@ -99,7 +99,6 @@ impl Broker {
             return;
         }
 
-        self.forget_missed(&client_id);
         self.journal.begin();
         self.take_over(now, &client_id);
         let held = self.by_client.get(&client_id).copied();
@@ -158,6 +157,9 @@ impl Broker {
         session.connection = Some(key);
         session.will = connect.will;
         let granted_expiry = session.expiry;
+        let client_id = session.principal.client_id.clone();
+        // With the same changes, so that there is one on disk at any time.
+        self.forget_missed(&client_id);
         self.keep_will(session_key);
         let connection = self.connections.get_mut(key).expect("the caller looked");
         connection.phase = Phase::Connected { session: session_key };

@@ -142,11 +142,16 @@ impl Broker {
         }
     }
 
-    /// Writes down the will of a client that is connected now.
+    /// Writes down the will of a client that is connected now, if it is no larger than [`WILL_BYTES`].
     pub(super) fn keep_will(&mut self, key: Key) {
         self.forget_will(key);
         let Some(session) = self.sessions.get_mut(key).filter(|_| self.journal.is_on()) else { return };
-        let Some(will) = session.will.clone() else { return };
+        let Some(mut will) = session.will.clone() else { return };
+        if will.message.payload.len() > WILL_BYTES {
+            return;
+        }
+        // The end of the session publishes it if that comes first [MQTT-3.1.3-9].
+        will.delay = will.delay.min(session.expiry.unwrap_or(self.limits.session_expiry));
         session.will_record = self.journal.number(Shelf::State);
         let user = session.principal.user.as_deref().map(str::to_owned);
         let record = WillRecord { client_id: session.principal.client_id.to_string(), user, will };
@@ -512,3 +517,6 @@ pub(super) fn keep_released(journal: &mut Journal, session: u64, serial: u64, re
 fn incoming_key(session: u64, packet_id: u16) -> u64 {
     INCOMING + (session << 16) + u64::from(packet_id)
 }
+
+/// Every client may have a will: larger ones do not survive a restart.
+const WILL_BYTES: usize = 64 << 10;

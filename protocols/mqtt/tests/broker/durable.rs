@@ -341,7 +341,10 @@ fn wills(bench: &mut Bench, reader: mqtt::ConnectionId) -> usize {
 #[test]
 fn the_will_of_a_client_that_does_not_come_back_after_a_restart_is_published() {
     let limits = Limits { will_grace: 30 * SECOND, ..Limits::default() };
-    for (is_kept, delay) in [(false, 0), (true, 0), (true, 100)] {
+    // A delay that is longer than the session counts as its end: no time for one, 240 s for the other.
+    for (is_kept, delay, due_secs) in
+        [(false, 0, 30), (false, 900, 30), (true, 0, 30), (true, 100, 100), (true, 900, 240)]
+    {
         let mut bench = Bench::keeping(limits.clone());
         for client_id in ["lost", "back", "polite"] {
             let id = bench.open();
@@ -359,8 +362,7 @@ fn the_will_of_a_client_that_does_not_come_back_after_a_restart_is_published() {
         let back = bench.open();
         bench.send(back, &with_will("back", is_kept, delay));
         bench.store();
-        let due = SECOND * delay.max(30);
-        bench.wait(due - SECOND);
+        bench.wait(SECOND * (due_secs - 1));
         assert_eq!(wills(&mut bench, reader), 0);
         bench.wait(2 * SECOND);
         assert_eq!(wills(&mut bench, reader), 1);
@@ -370,11 +372,27 @@ fn the_will_of_a_client_that_does_not_come_back_after_a_restart_is_published() {
         assert_eq!((found.wills, found.retained), (1, 1));
         let reader = bench.connect(&connect_v3("reader"));
         bench.send(reader, &subscribe_v3(1, &[("other", 0)]));
-        bench.wait(200 * SECOND);
+        bench.wait(300 * SECOND);
         bench.store();
         assert_eq!(bench.broker.counters().wills, 1);
         assert_eq!(bench.restart().wills, 0);
     }
+}
+
+#[test]
+fn a_client_that_is_refused_is_not_back() {
+    let mut bench = Bench::keeping(Limits::default());
+    let id = bench.open();
+    bench.send(id, &with_will("lost", true, 0));
+    bench.store();
+    bench.restart();
+    let id = bench.open();
+    bench.send(id, &with_will("lost", true, 0));
+    bench.fail_to_store();
+    assert!(bench.is_closed(id));
+    bench.lose(id);
+    bench.store();
+    assert_eq!(bench.restart().wills, 1, "its will is still there");
 }
 
 #[test]
