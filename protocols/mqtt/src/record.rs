@@ -143,10 +143,7 @@ type Read<T> = Result<T, ReasonCode>;
 impl SessionRecord {
     pub(crate) fn write(&self) -> Bytes {
         let mut out = vec![FORMAT, u8::from(self.user.is_some()) | u8::from(self.expiry.is_some()) << 1];
-        write_field(&mut out, self.client_id.as_bytes());
-        if let Some(user) = &self.user {
-            write_field(&mut out, user.as_bytes());
-        }
+        write_who(&mut out, &self.client_id, self.user.as_deref());
         if let Some(expiry) = self.expiry {
             write_u64(&mut out, expiry.as_millis() as u64);
         }
@@ -169,8 +166,7 @@ impl SessionRecord {
     pub(crate) fn read(body: &[u8]) -> Read<Self> {
         let mut reader = begin(body)?;
         let flags = reader.byte()?;
-        let client_id = reader.text()?.to_owned();
-        let user = (flags & 1 != 0).then(|| reader.text().map(str::to_owned)).transpose()?;
+        let (client_id, user) = read_who(&mut reader, flags)?;
         let expiry = (flags & 2 != 0).then(|| read_u64(&mut reader)).transpose()?.map(Duration::from_millis);
         let ends = read_due(&mut reader)?;
         let sent_to = read_u64(&mut reader)?;
@@ -269,10 +265,7 @@ impl RetainedRecord {
 impl WillRecord {
     pub(crate) fn write(&self) -> Bytes {
         let mut out = vec![FORMAT, u8::from(self.user.is_some())];
-        write_field(&mut out, self.client_id.as_bytes());
-        if let Some(user) = &self.user {
-            write_field(&mut out, user.as_bytes());
-        }
+        write_who(&mut out, &self.client_id, self.user.as_deref());
         write_u64(&mut out, self.will.delay.as_millis() as u64);
         write_message(&mut out, &self.will.message);
         out.into()
@@ -281,8 +274,7 @@ impl WillRecord {
     pub(crate) fn read(body: &[u8]) -> Read<Self> {
         let mut reader = begin(body)?;
         let flags = reader.byte()?;
-        let client_id = reader.text()?.to_owned();
-        let user = (flags & 1 != 0).then(|| reader.text().map(str::to_owned)).transpose()?;
+        let (client_id, user) = read_who(&mut reader, flags)?;
         let delay = Duration::from_millis(read_u64(&mut reader)?).min(LONGEST);
         Ok(Self { client_id, user, will: Will { message: read_message(reader)?, delay } })
     }
@@ -314,6 +306,20 @@ pub fn is_record(shelf: Shelf, key: u64, body: &[u8]) -> bool {
 fn begin(body: &[u8]) -> Read<Reader<'_>> {
     let mut reader = Reader(body);
     if reader.byte()? == FORMAT { Ok(reader) } else { Err(ReasonCode::MALFORMED_PACKET) }
+}
+
+/// A client, and the name under which it was let in, if bit 0 of the record's flags says so.
+fn write_who(out: &mut Vec<u8>, client_id: &str, user: Option<&str>) {
+    write_field(out, client_id.as_bytes());
+    if let Some(user) = user {
+        write_field(out, user.as_bytes());
+    }
+}
+
+fn read_who(reader: &mut Reader<'_>, flags: u8) -> Read<(String, Option<String>)> {
+    let client_id = reader.text()?.to_owned();
+    let user = (flags & 1 != 0).then(|| reader.text().map(str::to_owned)).transpose()?;
+    Ok((client_id, user))
 }
 
 /// Last in its record: the payload has no length of its own.
