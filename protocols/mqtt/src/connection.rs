@@ -175,10 +175,12 @@ impl Connection {
 
     /// The topic's alias, or the next one while some are left.
     fn alias(&self, topic: &Topic) -> Option<Alias> {
+        if self.aliases_taken == 0 {
+            return None;
+        }
         let given = &self.aliases_given;
-        let place = if self.aliases_taken == 0 { None } else { given.iter().position(|have| have == topic) };
-        let place =
-            place.or_else(|| (given.len() < usize::from(self.aliases_taken)).then_some(given.len()))?;
+        let next = (given.len() < usize::from(self.aliases_taken)).then_some(given.len());
+        let place = given.iter().position(|have| have == topic).or(next)?;
         Some(Alias { number: place as u16 + 1, is_known: place < given.len() })
     }
 
